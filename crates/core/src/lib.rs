@@ -1,1 +1,13 @@
-//! vmscatter core.
+//! The part of vmscatter that can be run without Linux: bytes, events and time in; bytes and actions out.
+//!
+//! Nothing here opens a socket, starts a thread, reads a clock or touches a file, so that the simulation and the
+//! fuzzers run exactly what production runs. In reading order:
+//!
+//! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
+//! - [`limits`]: every bound of the system, by name
+//! - [`time`]: the clock that callers pass in
+
+pub mod limits;
+pub mod page;
+pub mod time;
+pub mod wire;

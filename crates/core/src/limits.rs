@@ -1,0 +1,48 @@
+//! Every bound of the system, by name, with its unit last.
+//!
+//! Rule 6: what a peer or a guest can make grow has a limit here, and what exceeds it ends that peer's session or
+//! that guest's migration, never the process.
+
+use std::time::Duration;
+
+/// Guests in one session.
+pub const SESSION_VMS_MAX: usize = 4_096;
+/// Targets in one session; a target set is a bit set of this width.
+pub const SESSION_TARGETS_MAX: usize = 128;
+/// RAM blocks of one guest (QEMU names each ROM and each device RAM; a large guest has a few dozen).
+pub const VM_BLOCKS_MAX: usize = 1_024;
+/// Length of a RAM block's or a section's name: QEMU sends it behind one length byte.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Pages of one RAM block: 16 TiB of 4 KiB pages.
+pub const BLOCK_PAGES_MAX: u64 = 1 << 32;
+/// Contents in one frame.
+pub const FRAME_PAGES_MAX: usize = 64;
+/// Addresses of one content within one frame; a content that stands more often is sent in several frames.
+pub const CONTENT_ADDRS_MAX: usize = 4_096;
+/// Addresses in one frame.
+pub const FRAME_ADDRS_MAX: usize = 16_384;
+/// Plain bytes of one frame's body, pages, addresses and headers together.
+pub const FRAME_BODY_BYTES_MAX: usize = 640 * 1024;
+/// One sealed piece on a TCP data connection, header and tag included.
+pub const PIECE_BYTES_MAX: usize = 704 * 1024;
+/// Scatter payload that is kept at the source for repair, over all target sets.
+pub const REPAIR_WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// Multicast repair rounds of one piece, after which it goes to those who miss it by unicast.
+pub const MULTICAST_REPAIR_ROUNDS_MAX: u32 = 3;
+/// A target that acknowledges nothing for this long, with frames open, leaves the scatter.
+pub const SCATTER_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Frames that a receiver holds incomplete, in plain bytes.
+pub const RECEIVER_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// What a source QEMU trickles while it is held, per VM, before its socket is no longer read.
+pub const TRICKLE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of all VMs together between the source QEMUs' writes and the target QEMUs' reads: what the link
+/// carries in this span.
+pub const IN_FLIGHT_SPAN: Duration = Duration::from_millis(20);
+/// Floor of the same, so that slow links still fill a frame.
+pub const IN_FLIGHT_BYTES_MIN: usize = 1024 * 1024;
+/// One control message, encoded.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// QEMU's header, configuration and RAM block list, before the first page.
+pub const STREAM_HEAD_BYTES_MAX: usize = 1024 * 1024;
+/// Pages covered by one partial sum of the digest.
+pub const DIGEST_RANGE_PAGES: u32 = 4_096;
