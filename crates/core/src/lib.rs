@@ -6,6 +6,9 @@
 //! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
 //! - [`limits`]: every bound of the system, by name
 //! - [`time`]: the clock that callers pass in
+//! - [`wire`]: what crosses the network
+
+#![forbid(unsafe_code)]
 
 pub mod limits;
 pub mod page;

@@ -1,0 +1,3 @@
+//! What crosses the network: control messages over TLS, and sealed pieces of frames over UDP multicast and TCP.
+
+pub mod control;
