@@ -251,7 +251,7 @@ pub enum Message {
         /// Time that the target's journal took of the blackout, in microseconds.
         journal_us: u64,
     },
-    /// Target: the VM can't come here. Ignored after its Commit.
+    /// Target: the VM can't come here and will never run from this load; after the vote, that is on its disk.
     Failed {
         /// The VM.
         vm: u16,
