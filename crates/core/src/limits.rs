@@ -46,3 +46,7 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const STREAM_HEAD_BYTES_MAX: usize = 1024 * 1024;
 /// Pages covered by one partial sum of the digest.
 pub const DIGEST_RANGE_PAGES: u32 = 4_096;
+/// Target sets in a schedule; guests that conspire could bring about 2^targets of them.
+pub const SCHEDULE_SETS_MAX: usize = 4_096;
+/// Target sets that are counted to find the largest.
+pub const SCHEDULE_SETS_SEEN_MAX: usize = 65_536;
