@@ -6,11 +6,17 @@
 //! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
 //! - [`limits`]: every bound of the system, by name
 //! - [`time`]: the clock that callers pass in
+//! - [`index`]: from the identities of all pages to the contents that stand more than once
+//! - [`placement`]: which VM goes to which target
+//! - [`schedule`]: what is sent to whom, in which order
 //! - [`wire`]: what crosses the network
 
 #![forbid(unsafe_code)]
 
+pub mod index;
 pub mod limits;
 pub mod page;
+pub mod placement;
+pub mod schedule;
 pub mod time;
 pub mod wire;

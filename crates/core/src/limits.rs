@@ -52,3 +52,7 @@ pub const STREAM_RAW_BYTES_MAX: usize = 128 * 1024;
 pub const REORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Members of a content that are read again when it is sent, until one is found that has not changed.
 pub const CONTENT_READS_MAX: usize = 4;
+/// Target sets in a schedule; guests that conspire could bring about 2^targets of them.
+pub const SCHEDULE_SETS_MAX: usize = 4_096;
+/// Target sets that are counted to find the largest.
+pub const SCHEDULE_SETS_SEEN_MAX: usize = 65_536;
