@@ -209,7 +209,11 @@ impl TargetVm {
                 self.written_to(block, page, mac);
             }
             StreamItem::Zero { block, first, count } => {
-                self.composer.zero_run(out, block, first, count)?;
+                // A frame's runs together are bounded (STREAM_ZERO_PAGES_MAX), and so is what they expand to.
+                let mut done = 0;
+                while done < count {
+                    done += self.composer.zero_run(out, block, first + done, count - done)?;
+                }
                 let zero = self.mac_key.zero();
                 (first..first + count).for_each(|page| self.written_to(block, page, zero));
             }

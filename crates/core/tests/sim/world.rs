@@ -32,6 +32,7 @@ pub enum Event {
     TargetJournal(u16, u16, TargetEntryKind),
     SourceJournal(u16, SourceEntryKind),
     Started(u16, u16),
+    Resumed(u16, u16, u64),
     ShutArrives(u16),
     CompletedSeen(u16),
     Kill(u16),
@@ -242,6 +243,7 @@ impl World {
             Event::Piece(target, mut piece) => {
                 self.target_event(target, |session, now| session.piece(now, &mut piece));
             }
+            Event::Resumed(target, vm, at) => self.target_event(target, |session, _| session.running(vm, at)),
             Event::Started(target, vm) => self.target_event(target, |session, _| session.prepared(vm)),
             Event::QemuWrites(target, vm, output) => self.qemu_writes(target, vm, output),
             Event::TargetJournal(target, vm, entry) => {
