@@ -4,10 +4,12 @@
 //! fuzzers run exactly what production runs. In reading order:
 //!
 //! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
+//! - [`qemu_stream`]: QEMU's migration stream, parsed and composed
 //! - [`limits`]: every bound of the system, by name
 //! - [`time`]: the clock that callers pass in
 
 pub mod limits;
 pub mod page;
+pub mod qemu_stream;
 pub mod time;
 pub mod wire;

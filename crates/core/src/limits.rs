@@ -46,3 +46,9 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const STREAM_HEAD_BYTES_MAX: usize = 1024 * 1024;
 /// Pages covered by one partial sum of the digest.
 pub const DIGEST_RANGE_PAGES: u32 = 4_096;
+/// Capabilities named in the stream's configuration section (QEMU knows some two dozen).
+pub const STREAM_CAPABILITIES_MAX: u32 = 64;
+/// Records' bytes in one RAM PART that we compose, after which it is closed: what a raw section may have to wait for.
+pub const PART_BYTES_MAX: usize = 1024 * 1024;
+/// Zero pages that one call expands from a run; 9 bytes of the target's stream each.
+pub const ZERO_RUN_PAGES_MAX: u32 = 4_096;
