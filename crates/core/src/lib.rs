@@ -4,6 +4,7 @@
 //! fuzzers run exactly what production runs. In reading order:
 //!
 //! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
+//! - [`qemu_stream`]: QEMU's migration stream, parsed and composed
 //! - [`limits`]: every bound of the system, by name
 //! - [`time`]: the clock that callers pass in
 //! - [`index`]: from the identities of all pages to the contents that stand more than once
@@ -18,5 +19,6 @@ pub mod limits;
 pub mod page;
 pub mod placement;
 pub mod schedule;
+pub mod qemu_stream;
 pub mod time;
 pub mod wire;

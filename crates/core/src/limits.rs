@@ -56,3 +56,9 @@ pub const CONTENT_READS_MAX: usize = 4;
 pub const SCHEDULE_SETS_MAX: usize = 4_096;
 /// Target sets that are counted to find the largest.
 pub const SCHEDULE_SETS_SEEN_MAX: usize = 65_536;
+/// Capabilities named in the stream's configuration section (QEMU knows some two dozen).
+pub const STREAM_CAPABILITIES_MAX: u32 = 64;
+/// Records' bytes in one RAM PART that we compose, after which it is closed: what a raw section may have to wait for.
+pub const PART_BYTES_MAX: usize = 1024 * 1024;
+/// Zero pages that one call expands from a run; 9 bytes of the target's stream each.
+pub const ZERO_RUN_PAGES_MAX: u32 = 4_096;
