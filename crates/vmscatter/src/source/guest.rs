@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use vmscatter_core::limits::IN_FLIGHT_BYTES_MIN;
 use vmscatter_core::session::check_blocks;
@@ -13,9 +13,10 @@ use vmscatter_core::session::handoff::{QemuView, SwitchoverLimits};
 use vmscatter_core::wire::control::{BlockSpec, Uuid, VmSpec};
 
 use crate::agent::AgentContext;
-use crate::agent::guest_file::GuestFile;
-use crate::qemu::features::{self, Features};
+use crate::agent::guest_file::{GuestFile, format_uuid, parse_uuid};
+use crate::qemu::capabilities;
 use crate::qemu::memory::GuestMemory;
+use crate::qemu::monitor::Features;
 use crate::qemu::qmp::{Qmp, QmpError, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
 
@@ -23,6 +24,11 @@ use crate::qemu::ramblock::ram_blocks;
 const HELD_BYTES_PER_S: u64 = 20_480;
 /// `max-bandwidth` that never limits: 64 GiB/s (zero would mean the same, but not to every version).
 const FULL_BYTES_PER_S: u64 = 64 << 30;
+
+/// A monitor that does not answer within this time is taken for dead.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// The parameters that are changed, and put back where a guest stays.
+const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
 
 /// A guest that is to be moved.
 #[derive(Debug)]
@@ -45,9 +51,11 @@ pub(super) struct SourceGuest {
 #[derive(Clone, Debug)]
 pub(super) struct Monitor {
     qmp: Qmp,
-    features: Arc<Features>,
+    features: Features,
     /// Migration parameters as they were.
-    before: Arc<Value>,
+    before: Arc<Map<String, Value>>,
+    /// Capabilities as they were.
+    capabilities: Arc<Vec<(String, bool)>>,
 }
 
 impl SourceGuest {
@@ -59,30 +67,30 @@ impl SourceGuest {
         let file = GuestFile::parse(text, origin).map_err(|e| e.to_string())?;
         let path = file.expand_qmp(&ctx.values).map_err(|e| e.to_string())?;
         let fault = |e: QmpError| format!("{origin}: {e}");
-        let (qmp, events) = Qmp::connect(&path).await.map_err(fault)?;
-        let features = features::probe(&qmp).await.map_err(fault)?;
-        features.check_source().map_err(|what| format!("{origin}: {what}"))?;
-        let status = qmp.status().await.map_err(fault)?;
-        let paused = match status.as_str() {
+        let (qmp, events) = Qmp::connect(&path, MONITOR_DEADLINE).await.map_err(fault)?;
+        let features = qmp.features().await.map_err(fault)?;
+        capabilities::check(&qmp, &features).await.map_err(|e| format!("{origin}: {e}"))?;
+        let paused = match qmp.query_status().await.map_err(fault)?.status.as_str() {
             "running" => false,
             "paused" | "prelaunch" => true,
             other => return Err(format!("{origin}: the guest can't be moved while its state is '{other}'")),
         };
-        let migration = qmp.migration_status().await.map_err(fault)?;
-        if matches!(migration.as_deref(), Some("setup" | "active" | "device" | "cancelling" | "pre-switchover" | "postcopy-active")) {
+        if qmp.query_migrate().await.map_err(fault)?.status.is_under_way() {
             return Err(format!("{origin}: the guest is being migrated already"));
         }
         let uuid = match file.uuid {
             Some(uuid) => uuid,
-            None => qmp.uuid().await.map_err(fault)?.unwrap_or_else(random_uuid),
+            None => parse_uuid(&qmp.query_uuid().await.map_err(fault)?)
+                .filter(|uuid| uuid != &[0; 16])
+                .unwrap_or_else(random_uuid),
         };
-        let machine = qmp.machine_type().await.map_err(fault)?;
+        let machine = qmp.current_machine().await.map_err(fault)?;
         let blocks = ram_blocks(&qmp).await.map_err(fault)?;
-        let memory = GuestMemory::open(&qmp, &blocks).await.map_err(|e| format!("{origin}: {e}"))?;
+        let memory = GuestMemory::locate(&qmp).await.map_err(|e| format!("{origin}: {e}"))?;
         let blocks: Vec<_> = blocks.iter().map(|b| BlockSpec { name: b.name.clone(), bytes: b.bytes }).collect();
         check_blocks(&blocks).map_err(|e| format!("{origin}: {e}"))?;
-        let before = qmp.migration_parameters().await.map_err(fault)?;
-        let tag = crate::agent::guest_file::format_uuid(&uuid);
+        let before = Arc::new(qmp.parameters().await.map_err(fault)?);
+        let states = Arc::new(qmp.capabilities().await.map_err(fault)?);
         Ok(SourceGuest {
             name: file.name.clone(),
             uuid,
@@ -91,9 +99,9 @@ impl SourceGuest {
             blocks,
             paused,
             memory: Arc::new(memory),
-            monitor: Monitor { qmp, features: Arc::new(features), before: Arc::new(before) },
+            monitor: Monitor { qmp, features, before, capabilities: states },
             events: Some(events),
-            socket: ctx.config.run_dir.join(format!("out-{tag}.mig")),
+            socket: ctx.config.run_dir.join(format!("out-{}.mig", format_uuid(&uuid))),
         })
     }
 
@@ -143,10 +151,9 @@ impl Monitor {
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn migrate(&self, socket: &Path) -> Result<(), QmpError> {
-        features::prepare_source(&self.qmp, &self.features).await?;
-        self.set(json!({ "max-bandwidth": HELD_BYTES_PER_S, "downtime-limit": 1 })).await?;
-        let uri = format!("unix:{}", socket.display());
-        self.qmp.execute("migrate", json!({ "uri": uri })).await.map(drop)
+        capabilities::prepare(&self.qmp, &self.features).await?;
+        self.set(&[("max-bandwidth", HELD_BYTES_PER_S), ("downtime-limit", 1)]).await?;
+        self.qmp.migrate(&format!("unix:{}", socket.display())).await
     }
 
     /// Lets the stream flow as fast as it is read.
@@ -154,7 +161,7 @@ impl Monitor {
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn full_speed(&self) -> Result<(), QmpError> {
-        self.set(json!({ "max-bandwidth": FULL_BYTES_PER_S })).await
+        self.set(&[("max-bandwidth", FULL_BYTES_PER_S)]).await
     }
 
     /// Sets when QEMU may stop the guest.
@@ -162,11 +169,9 @@ impl Monitor {
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn limit_switchover(&self, limits: SwitchoverLimits) -> Result<(), QmpError> {
-        let mut parameters = json!({ "downtime-limit": limits.downtime_limit_ms });
-        if let Some(bytes) = limits.avail_switchover_bandwidth {
-            parameters["avail-switchover-bandwidth"] = json!(bytes);
-        }
-        self.set(parameters).await
+        let mut parameters = vec![("downtime-limit", limits.downtime_limit_ms)];
+        parameters.extend(limits.avail_switchover_bandwidth.map(|bytes| ("avail-switchover-bandwidth", bytes)));
+        self.set(&parameters).await
     }
 
     /// Whether QEMU takes the link's share itself.
@@ -174,8 +179,9 @@ impl Monitor {
         self.features.avail_switchover_bandwidth
     }
 
-    async fn set(&self, parameters: Value) -> Result<(), QmpError> {
-        self.qmp.execute("migrate-set-parameters", parameters).await.map(drop)
+    async fn set(&self, parameters: &[(&str, u64)]) -> Result<(), QmpError> {
+        let map = parameters.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect();
+        self.qmp.set_parameters(map).await
     }
 
     /// What QEMU says of the rounds, `None` where it does not say it yet.
@@ -183,30 +189,32 @@ impl Monitor {
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn view(&self) -> Result<Option<QemuView>, QmpError> {
-        let info = self.qmp.execute("query-migrate", json!({})).await?;
-        let ram = &info["ram"];
-        let round = ram["dirty-sync-count"].as_u64();
-        let mbps = ram["mbps"].as_f64().unwrap_or(0.0);
-        Ok(round.map(|round| QemuView { round, apparent_bytes_per_s: mbps * 1e6 / 8.0 }))
+        let ram = self.qmp.query_migrate().await?.ram;
+        Ok(ram.map(|ram| QemuView { round: ram.dirty_sync_count, apparent_bytes_per_s: ram.mbps * 1e6 / 8.0 }))
     }
 
     /// Why QEMU says that the migration failed.
     pub(super) async fn migration_error(&self) -> Option<String> {
-        let info = self.qmp.execute("query-migrate", json!({})).await.ok()?;
-        info["error-desc"].as_str().map(str::to_owned)
+        self.qmp.query_migrate().await.ok()?.error_desc
     }
 
-    /// Puts the migration parameters back; the capabilities are as QEMU had them by default.
+    /// Puts migration parameters and capabilities back as they were.
     pub(super) async fn restore(&self) {
-        let names = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
-        let mut parameters = json!({});
-        for name in names {
-            if let Some(value) = self.before.get(name) {
-                parameters[name] = value.clone();
+        let before = PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), self.before.get(*name)?.clone())));
+        let states: Vec<(&str, bool)> = self.capabilities.iter().map(|(name, state)| (name.as_str(), *state)).collect();
+        // Capabilities can't be set while a migration is being torn down, which takes QEMU a moment.
+        for attempt in 0..50 {
+            let result = match self.qmp.set_parameters(before.clone().collect()).await {
+                Ok(()) => self.qmp.set_capabilities(&states).await,
+                error => error,
+            };
+            match result {
+                Ok(()) => return,
+                Err(error) if attempt == 49 || self.qmp.is_closed() => {
+                    return tracing::warn!("migration parameters can't be put back: {error}");
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
-        }
-        if let Err(error) = self.set(parameters).await {
-            tracing::warn!("migration parameters can't be put back: {error}");
         }
     }
 
@@ -215,16 +223,15 @@ impl Monitor {
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn cont(&self) -> Result<(), QmpError> {
-        self.qmp.execute("cont", json!({})).await.map(drop)
+        self.qmp.cont().await
     }
 
     /// Ends the QEMU.
     ///
     /// # Errors
-    /// QEMU's own words; that the monitor closes is none.
+    /// QEMU's own words.
     pub(super) async fn quit(&self) -> Result<(), QmpError> {
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.qmp.execute("quit", json!({}))).await;
-        Ok(())
+        self.qmp.quit().await
     }
 }
 
