@@ -1,8 +1,9 @@
-//! ns and bytes a page of the index, from (MAC, address) to contents and to a schedule, beside the balanced tree with
-//! chains that VMScatter (VEE 2013) keeps: `cargo bench -p vmscatter-core --bench index [-- RECORDS [THREADS]]`.
+//! ns and bytes a page of the index, from (MAC, address) to contents and to a schedule, beside the balanced
+//! tree with chains that VMScatter (VEE 2013) keeps: `cargo bench -p vmscatter-core --bench index [-- RECORDS
+//! [THREADS]]`.
 //!
-//! Three page numbers of four hold one content in the first five to twelve VMs, so that about half of all pages are unique.
-//! Bytes are the growth of the process's peak resident set.
+//! Three page numbers of four hold one content in the first five to twelve VMs, so that about half of all
+//! pages are unique. Bytes are the growth of the process's peak resident set.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,7 +121,8 @@ struct Cost {
     bytes: u64,
 }
 
-/// Medians of all rounds, but for bytes, which are the most of any; what `work` gives is dropped outside the time.
+/// Medians of all rounds, but for bytes, which are the most of any; what `work` gives is dropped outside the
+/// time.
 fn measure<T>(mut work: impl FnMut() -> T) -> Cost {
     let (mut wall, mut cpu, mut bytes) = (Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {

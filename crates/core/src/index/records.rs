@@ -6,11 +6,11 @@ use crate::page::{Mac, PageAddr};
 pub const SHARDS: usize = 256;
 /// Records of one [`Run`] at most: 1.5 MiB, so that dealing it stays within a core's cache.
 pub const RUN_RECORDS: usize = 65_536;
-/// After how many shards the runs' memory is given back: rarely enough to be cheap, often enough that what is kept
-/// too long is below 2 % of the records.
+/// After how many shards the runs' memory is given back: rarely enough to be cheap, often enough that what is
+/// kept too long is below 2 % of the records.
 const SHARDS_PER_RELEASE: usize = 4;
-/// Shards beyond this are sorted without a second buffer, which takes longer: 48 MiB. A shard grows beyond it with
-/// 2 TiB of guest memory, or when one content fills 8 GiB.
+/// Shards beyond this are sorted without a second buffer, which takes longer: 48 MiB. A shard grows beyond it
+/// with 2 TiB of guest memory, or when one content fills 8 GiB.
 const SHARD_DEAL_MAX: usize = 2 << 20;
 /// Buckets within a shard, at most; where each ends must stay within a core's cache.
 const BUCKETS_LOG2_MAX: u32 = 14;
@@ -51,8 +51,8 @@ fn unpack(addr: u64) -> PageAddr {
     PageAddr { vm: (addr >> 48) as u16, block: (addr >> 32) as u16, page: addr as u32 }
 }
 
-/// The records dealt into buckets, in a buffer of exactly their size, and where each bucket ends. Their order within a
-/// bucket stays.
+/// The records dealt into buckets, in a buffer of exactly their size, and where each bucket ends. Their order
+/// within a bucket stays.
 fn deal(records: &[Record], buckets: usize, bucket: impl Fn(&Record) -> usize) -> (Vec<Record>, Vec<u32>) {
     let mut ends = vec![0u32; buckets];
     for record in records {
@@ -127,7 +127,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// All runs of all threads, without the records of the VMs `excluded` (those that could not be read to the end).
+    /// All runs of all threads, without the records of the VMs `excluded` (those that could not be read to
+    /// the end).
     pub fn new(runs: Vec<Run>, mut excluded: Vec<u16>) -> Self {
         excluded.sort_unstable();
         Records { runs, left: SHARDS, excluded }
@@ -162,8 +163,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Sorts the records: deals them once more by the bits that follow the first byte, into buckets of some eight, then
-    /// sorts each bucket. MACs are as good as random, so only equal contents make a bucket large.
+    /// Sorts the records: deals them once more by the bits that follow the first byte, into buckets of some
+    /// eight, then sorts each bucket. MACs are as good as random, so only equal contents make a bucket large.
     fn sort(&mut self) {
         let buckets_log2 = (self.records.len() / 8).checked_ilog2().unwrap_or(0).min(BUCKETS_LOG2_MAX);
         if buckets_log2 == 0 || self.records.len() > SHARD_DEAL_MAX {
