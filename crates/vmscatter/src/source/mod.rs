@@ -1,0 +1,4 @@
+//! The source's side of a session.
+
+pub mod collect;
+pub mod scan;
