@@ -15,6 +15,7 @@ pub mod guest_file;
 pub mod host;
 pub mod input;
 pub mod jobs;
+pub mod journal;
 pub mod keys;
 pub mod local;
 pub mod protocol;
@@ -44,8 +45,11 @@ use guest_file::{Values, format_uuid};
 use host::{HostError, Interface, MemoryLedger};
 use input::BadInput;
 use jobs::Jobs;
+use journal::Journal;
 use protocol::{AgentStatus, IncomingStatus};
 use tls::TlsContext;
+
+use crate::target::data::DataRouter;
 
 /// Control connections that are open at once, those in their handshake included.
 pub const CONTROL_CONNECTIONS_MAX: usize = 64;
@@ -73,8 +77,10 @@ pub struct AgentContext {
     pub listen: SocketAddr,
     /// Where data connections come in, as bound.
     pub data_listen: SocketAddr,
-    /// The listener of data connections; threads accept from it ([`crate::target`]).
-    pub data_listener: std::net::TcpListener,
+    /// Which session waits for which data connection.
+    pub data_router: DataRouter,
+    /// What this host has promised and decided.
+    pub journal: Journal,
     /// Set when the agent is to stop: sessions abort what they have not committed, and end.
     pub shutdown: CancelToken,
     incoming: Mutex<BTreeMap<u64, IncomingStatus>>,
@@ -169,11 +175,13 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         jobs: Jobs::default(),
         listen: control.local_addr().map_err(|e| AgentError::Os("listen", e))?,
         data_listen: data.local_addr().map_err(|e| AgentError::Os("data_listen", e))?,
-        data_listener: data,
+        data_router: DataRouter::default(),
+        journal: Journal::open(&config.state_dir).map_err(|e| AgentError::Os("journal", e))?,
         shutdown: CancelToken::new(),
         incoming: Mutex::default(),
         config,
     });
+    accept_data(context.data_router.clone(), data)?;
     announce(&context);
     let control_loop = tokio::spawn(accept_control(context.clone(), control));
     let local_loop = tokio::spawn(accept_local(context.clone(), local));
@@ -237,6 +245,13 @@ fn lock_state(dir: &Path) -> Result<Flock<File>, BadInput> {
         nix::errno::Errno::EWOULDBLOCK => BadInput::file(dir, "state_dir: another agent uses it"),
         errno => BadInput::file(&path, errno.desc()),
     })
+}
+
+/// Takes data connections in for as long as the process lives; sessions take them from the router.
+fn accept_data(router: DataRouter, listener: std::net::TcpListener) -> Result<(), AgentError> {
+    let body = move || router.run(&listener);
+    let thread = std::thread::Builder::new().name("data-accept".into()).spawn(body);
+    thread.map(drop).map_err(|e| AgentError::Os("thread", e))
 }
 
 /// Takes control connections in until the agent stops, then waits for those that are open.

@@ -207,7 +207,7 @@ impl Actor {
         match (event.name.as_str(), status) {
             ("STOP", _) => {
                 let state = &mut self.vms[usize::from(vm)];
-                state.times.stopped_unix_us = event.unix_us;
+                state.times.stopped_unix_us = event.time_us;
                 state.times.stopped = Some(Instant::now());
                 state.stream.hurry();
                 if self.session.stage(vm) == Some(VmStage::Streaming) {

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -17,10 +16,11 @@ use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
 use super::actor::{Actor, CLOSED, Event, Vm};
-use super::collect::{self, CollectProgress};
+use super::collect::CollectError;
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
+use super::scan::{Collection, collect_guests};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
 use crate::agent::AgentContext;
@@ -28,7 +28,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver, hello};
 use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::MigrateRequest;
+use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts};
@@ -130,7 +130,7 @@ impl Run {
 
     async fn open_guests(&self) -> Result<Vec<SourceGuest>, Stop> {
         let mut guests: Vec<SourceGuest> = Vec::new();
-        for (origin, text) in &self.request.guests {
+        for GuestText { origin, text } in &self.request.guests {
             let guest = SourceGuest::open(&self.ctx, origin, text).await.map_err(Stop::BadInput)?;
             if let Some(other) = guests.iter().find(|other| other.uuid == guest.uuid || other.name == guest.name) {
                 return Err(Stop::BadInput(format!("{origin}: the same guest as '{}'", other.name)));
@@ -151,7 +151,7 @@ impl Run {
     }
 
     fn place(&self, guests: &[SourceGuest], connections: &[ControlConnection]) -> Result<Vec<Option<TargetId>>, Stop> {
-        let pins: HashMap<&str, &str> = self.request.pins.iter().map(|(vm, host)| (vm.as_str(), host.as_str())).collect();
+        let pins: HashMap<&str, &str> = self.request.pins.iter().map(|pin| (pin.guest.as_str(), pin.target.as_str())).collect();
         let number = |name: &str| {
             let at = self.request.targets.iter().position(|target| target.name == name);
             at.map(|at| TargetId(at as u8))
@@ -175,30 +175,19 @@ impl Run {
     }
 
     async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Contents, Stop> {
-        let memories: Vec<_> = guests.iter().map(|guest| guest.memory.clone()).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let work = {
-            let stop = stop.clone();
-            tokio::task::spawn_blocking(move || {
-                let sources: Vec<&dyn collect::PageSource> = memories.iter().map(|m| &**m as _).collect();
-                collect::collect(&sources, &key, threads, &CollectProgress::default(), &stop)
-            })
-        };
-        tokio::select! {
-            done = work => {
-                let collected = done.map_err(|e| Stop::Failed(format!("collecting broke: {e}")))?;
-                let collected = collected.ok_or(Stop::Cancelled)?;
-                for (vm, error) in &collected.failed {
-                    let guest = Some(guests[usize::from(*vm)].name.clone());
-                    self.sink.emit(JobEvent::Warning { guest, text: format!("its memory can't be read, all of it goes by its stream: {error}") });
+        let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
+        match collect_guests(memories, key, &self.cancel).await {
+            Ok(Collection { collected, .. }) => {
+                for (guest, vm) in guests.iter().zip(&collected.vms) {
+                    if let Some(error) = &vm.error {
+                        let text = format!("its memory can't be read, all of it goes by its stream: {error}");
+                        self.sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
+                    }
                 }
                 Ok(collected.contents)
             }
-            () = self.cancel.cancelled() => {
-                stop.store(true, std::sync::atomic::Ordering::Relaxed);
-                Err(Stop::Cancelled)
-            }
+            Err(CollectError::Cancelled) => Err(Stop::Cancelled),
+            Err(error) => Err(Stop::BadInput(error.to_string())),
         }
     }
 
@@ -214,10 +203,11 @@ impl Run {
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
         let sets = self.multicast_sets(&schedule, &links);
         self.grant(&sets, &links, &mut events, &to_events).await?;
-        let compression = self.request.compress;
+        let compression = compression(self.request.compress);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let encoders = EncodePool::start(threads, compression).map_err(|e| Stop::Failed(format!("threads: {e}")))?;
-        let rate = self.request.bandwidth.map_or(LINK_BYTES_PER_S, |bytes| bytes as f64);
+        let bandwidth = self.request.bandwidth_bits.map(|bits| bits / 8);
+        let rate = bandwidth.map_or(LINK_BYTES_PER_S, |bytes| bytes as f64);
         let (to_stream_events, stream_events) = unbounded_channel();
         let mut vms = Vec::new();
         for (number, mut guest) in guests.into_iter().enumerate() {
@@ -245,7 +235,7 @@ impl Run {
             streams: vms.iter().map(|vm| vm.stream.clone()).collect(),
             memories: vms.iter().map(|vm| vm.guest.memory.clone()).collect(),
             encoders,
-            bandwidth: self.request.bandwidth,
+            bandwidth,
             events: to_events.clone(),
         })
         .map_err(|e| Stop::Failed(format!("scatter: {e}")))?;
@@ -407,6 +397,13 @@ impl Run {
     }
 }
 
+fn compression(asked: protocol::Compression) -> Compression {
+    match asked {
+        protocol::Compression::None => Compression::None,
+        protocol::Compression::Zstd { level } => Compression::Zstd(level),
+    }
+}
+
 /// Plain bytes that are worth one on the wire, about: what is in flight is bounded by what the link carries.
 fn plain_per_wire(compression: Compression) -> usize {
     match compression {
@@ -440,7 +437,7 @@ fn forward_qmp(vm: u16, guest: &mut SourceGuest, events: &UnboundedSender<Event>
                 return;
             }
         }
-        let closed = crate::qemu::qmp::QmpEvent { name: CLOSED.to_owned(), data: serde_json::Value::Null, unix_us: 0 };
+        let closed = crate::qemu::qmp::QmpEvent { name: CLOSED.to_owned(), data: serde_json::Value::Null, time_us: 0 };
         let _ = events.send(Event::Qmp(vm, closed));
     });
 }

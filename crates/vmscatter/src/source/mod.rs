@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - [`migrate`](run_migrate): the phases of a session; `actor`: its loop once QEMUs migrate
-//! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once; [`scan`]: and shown
+//! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once; `scan`: and what is identical is shown
 //! - `scatter`: shared contents go out; `stream`: a VM's stream; `encode`: threads that compress; `link`: the
 //!   connections to a target
 
@@ -18,8 +18,9 @@ mod encode;
 mod guest;
 mod link;
 mod migrate;
-pub mod scan;
+mod scan;
 mod scatter;
 mod stream;
 
-pub use migrate::{run_migrate, run_scan};
+pub use migrate::run_migrate;
+pub use scan::run_scan;

@@ -148,7 +148,7 @@ impl Incoming {
             self.qmp.cont().await.map_err(|e| e.to_string())?;
             while let Some(event) = self.events.recv().await {
                 if event.name == "RESUME" {
-                    return Ok(event.unix_us);
+                    return Ok(event.time_us);
                 }
             }
             Err("incoming QEMU's monitor closed before RESUME".to_owned())
