@@ -1,1 +1,3 @@
 //! vmscatter.
+
+pub mod qemu;
