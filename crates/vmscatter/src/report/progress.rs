@@ -131,8 +131,7 @@ fn guest_line(outcome: &GuestOutcome) -> String {
 impl Bars {
     fn new() -> Bars {
         let multi = MultiProgress::new();
-        let overall =
-            multi.add(ProgressBar::new(0).with_style(style("{prefix:>16} {wide_bar} {percent:>3} %  {msg}")));
+        let overall = multi.add(ProgressBar::new(1).with_style(style()));
         overall.set_prefix("all");
         overall.enable_steady_tick(std::time::Duration::from_millis(250));
         Bars { multi, overall, phase: None, guests: BTreeMap::new(), moved: 0, stayed: 0 }
@@ -174,7 +173,8 @@ impl Bars {
                 (guest.bar.clone(), format!("{phase:<8} {}", counters(progress)))
             }
         };
-        bar.set_length(progress.total_bytes);
+        // A length of zero would show as done.
+        bar.set_length(progress.total_bytes.max(1));
         bar.set_position(progress.done_bytes.min(progress.total_bytes));
         bar.set_message(text);
     }
@@ -184,7 +184,7 @@ impl Bars {
             if self.guests.len() >= GUEST_BARS_MAX {
                 return None;
             }
-            let bar = ProgressBar::new(0).with_style(style("{prefix:>16} {wide_bar} {percent:>3} %  {msg}"));
+            let bar = ProgressBar::new(1).with_style(style());
             let bar = self.multi.insert_before(&self.overall, bar);
             bar.set_prefix(one_line(name));
             self.guests.insert(name.to_owned(), GuestBar { bar, phase: None });
@@ -210,11 +210,11 @@ fn counters(progress: &Progress) -> String {
     format!("withheld {}, sent {}", BinaryBytes(progress.withheld_bytes), DecimalBytes(sent))
 }
 
-fn style(template: &str) -> ProgressStyle {
-    // The templates are constants of this file; one that is wrong shows in its test, and else as the default style.
-    ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ")
+const STYLE: &str = "{prefix:>16} [{bar:24}] {percent:>3} %  {wide_msg}";
+
+fn style() -> ProgressStyle {
+    // STYLE is a constant whose form a test checks.
+    ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 #[cfg(test)]
@@ -253,6 +253,6 @@ mod tests {
         bars.event(&JobEvent::Guest(guest("vm0", GuestStatus::Running)));
         bars.event(&JobEvent::Guest(guest("vm1", GuestStatus::Failed)));
         assert_eq!((bars.guests.len(), bars.moved, bars.stayed), (GUEST_BARS_MAX - 2, 1, 1));
-        assert!(ProgressStyle::with_template("{prefix:>16} {wide_bar} {percent:>3} %  {msg}").is_ok());
+        assert!(ProgressStyle::with_template(STYLE).is_ok());
     }
 }
