@@ -23,7 +23,7 @@ use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
 use crate::agent::journal::{Entry, Journal};
 use crate::qemu::qmp::QmpEvent;
-use crate::report::event::{JobEvent, Phase, Progress};
+use crate::report::event::{Phase, Progress};
 
 /// How often a streaming guest's switchover limits follow what QEMU says.
 const TUNE: Duration = Duration::from_millis(50);
@@ -244,10 +244,10 @@ impl Actor {
                 self.session.failed(vm, format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()));
             }
             if let Some(progress) = self.progress(vm) {
-                self.sink.emit(JobEvent::Progress(progress));
+                self.sink.progress(progress);
             }
         }
-        self.sink.emit(JobEvent::Progress(self.total()));
+        self.sink.progress(self.total());
     }
 
     fn progress(&self, vm: u16) -> Option<Progress> {
@@ -281,7 +281,7 @@ impl Actor {
     }
 
     fn tell_phase(&self, vm: u16, phase: Phase) {
-        self.sink.emit(JobEvent::Phase { guest: Some(self.vms[usize::from(vm)].guest.name.clone()), phase });
+        self.sink.phase(Some(&self.vms[usize::from(vm)].guest.name), phase);
     }
 
     fn perform(&mut self, action: SourceAction) {
@@ -289,7 +289,7 @@ impl Actor {
             SourceAction::Send { target, message } => self.links[usize::from(target)].send(message),
             SourceAction::Migrate { vm } => self.migrate(vm),
             SourceAction::Scatter => {
-                self.sink.emit(JobEvent::Phase { guest: None, phase: Phase::Scatter });
+                self.sink.phase(None, Phase::Scatter);
                 self.scatter.start();
             }
             SourceAction::Settle { vm } => {

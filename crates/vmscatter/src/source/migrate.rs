@@ -1,7 +1,7 @@
 //! `migrate`: a session from the request to the report, phase by phase.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
-use crate::report::event::{JobEvent, Phase};
+use crate::report::event::Phase;
 use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
@@ -93,7 +93,7 @@ struct RawKeys {
 
 impl Run {
     fn phase(&self, phase: Phase) {
-        self.sink.emit(JobEvent::Phase { guest: None, phase });
+        self.sink.phase(None, phase);
     }
 
     fn check_cancelled(&self) -> Result<(), Stop> {
@@ -181,7 +181,7 @@ impl Run {
                 for (guest, vm) in guests.iter().zip(&collected.vms) {
                     if let Some(error) = &vm.error {
                         let text = format!("its memory can't be read, all of it goes by its stream: {error}");
-                        self.sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
+                        self.sink.warning(Some(&guest.name), &text);
                     }
                 }
                 Ok(collected.contents)
@@ -265,14 +265,13 @@ impl Run {
 
     /// The sets of several targets, with their wire numbers, keys and groups; below them stands each target's own.
     fn multicast_sets(&self, schedule: &Schedule, links: &[Arc<TargetLink>]) -> Vec<SetLink> {
-        let source = links.first().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |link| link.local_addr().ip());
         let port = 1024 + u16::from_be_bytes(random()) % 60_000;
         let set = |(at, plan): (usize, &SetPlan)| SetLink {
             number: (links.len() + at) as u16,
             set: plan.set,
             key: random(),
             group: (at < GROUPS_MAX)
-                .then(|| SocketAddr::new(random_group(&self.ctx.config.multicast, source), port)),
+                .then(|| SocketAddr::new(random_group(&self.ctx.config.multicast), port)),
         };
         schedule.multicast().iter().enumerate().map(set).collect()
     }
@@ -312,7 +311,7 @@ impl Run {
                     for (_, reason) in failed {
                         let name = links[usize::from(target)].name();
                         let text = format!("{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}");
-                        self.sink.emit(JobEvent::Warning { guest: None, text });
+                        self.sink.warning(None, &text);
                     }
                 }
                 Ok(Some(event)) => {
