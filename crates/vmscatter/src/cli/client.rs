@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::options::ViewOptions;
 use super::{Failure, complain};
+use crate::agent::input::one_line;
 use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
 use crate::report::event::{JobEvent, JobOutcome};
@@ -135,7 +136,7 @@ async fn next(interrupts: &mut Signal) {
 
 fn show(outcome: &JobOutcome, view: View) -> Result<(), Failure> {
     if let Some(error) = outcome.error() {
-        complain(error);
+        complain(&one_line(error));
     }
     match (view, outcome) {
         (View::Json, JobOutcome::Migrate(outcome)) => print(&to_json(outcome)?),
