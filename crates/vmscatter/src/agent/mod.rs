@@ -156,12 +156,12 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| AgentError::Os("SIGHUP", e))?;
     let tls = TlsContext::load(&config.tls, &config.name)?;
     if let Some(name) = &config.multicast.interface {
-        Interface::named(name).map_err(|e| BadInput::new("multicast.interface", e.to_string()))?;
+        Interface::named(name).map_err(|e| config.bad("multicast.interface", e))?;
     }
     let _lock = lock_state(&config.state_dir)?;
     make_dir(&config.run_dir)?;
     let bind_error = |key: &str, addr: SocketAddr, e: &std::io::Error| {
-        BadInput::new(key, format!("cannot listen on {addr}: {}", os_text(e)))
+        config.bad(key, format!("cannot listen on {addr}: {}", os_text(e)))
     };
     let control =
         TcpListener::bind(config.listen).await.map_err(|e| bind_error("listen", config.listen, &e))?;

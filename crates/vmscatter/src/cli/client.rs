@@ -51,13 +51,13 @@ enum Interrupt {
 
 /// Starts a job and shows it.
 pub(super) fn run(socket: &Path, request: LocalRequest, view: View) -> Result<Exit, Failure> {
-    block_on(async { follow(Connection::open(socket, &request).await?, view, Interrupt::Cancels).await })
+    block_on(follow(socket, &request, view, Interrupt::Cancels))
 }
 
 /// Shows a job that was started before.
 pub(super) fn attach(socket: &Path, job: u64, view: View) -> Result<Exit, Failure> {
     let request = LocalRequest::Attach { job };
-    block_on(async { follow(Connection::open(socket, &request).await?, view, Interrupt::Leaves).await })
+    block_on(follow(socket, &request, view, Interrupt::Leaves))
 }
 
 /// Cancels a job.
@@ -91,9 +91,16 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     runtime.block_on(work)
 }
 
-async fn follow(mut connection: Connection, view: View, interrupt: Interrupt) -> Result<Exit, Failure> {
+async fn follow(
+    socket: &Path,
+    request: &LocalRequest,
+    view: View,
+    interrupt: Interrupt,
+) -> Result<Exit, Failure> {
+    // Before the request leaves: from then on Ctrl-C must find the job.
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|e| Failure::Other(anyhow::Error::new(e).context("SIGINT")))?;
+    let mut connection = Connection::open(socket, request).await?;
     let LocalReply::Job { job } = connection.next().await? else { return Err(connection.unexpected()) };
     if view == View::Detached {
         print(&format!("job {job}\n"));
@@ -113,7 +120,7 @@ async fn follow(mut connection: Connection, view: View, interrupt: Interrupt) ->
                 }
                 cancelled = true;
                 progress.line(&format!("cancelling job {job}; Ctrl-C again leaves it alone"));
-                Connection::open(&connection.socket, &LocalRequest::Cancel { job }).await?.done().await?;
+                Connection::open(socket, &LocalRequest::Cancel { job }).await?.done().await?;
                 continue;
             }
         };

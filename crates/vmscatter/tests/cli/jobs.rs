@@ -75,9 +75,14 @@ struct Client {
 
 impl Client {
     fn say(&mut self, reply: &LocalReply) {
-        let mut line = serde_json::to_vec(reply).unwrap();
-        line.push(b'\n');
-        self.stream.write_all(&line).unwrap();
+        self.say_all(std::slice::from_ref(reply));
+    }
+
+    /// In one write, as a client may leave after any line that ends its work.
+    fn say_all(&mut self, replies: &[LocalReply]) {
+        let line = |reply| serde_json::to_string(reply).unwrap() + "\n";
+        let lines: String = replies.iter().map(line).collect();
+        self.stream.write_all(lines.as_bytes()).unwrap();
     }
 
     fn event(&mut self, event: JobEvent) {
@@ -85,8 +90,8 @@ impl Client {
     }
 
     fn done(&mut self, outcome: MigrateOutcome) {
-        self.event(JobEvent::Done { outcome: JobOutcome::Migrate(outcome) });
-        self.say(&LocalReply::Done);
+        let event = JobEvent::Done { outcome: JobOutcome::Migrate(outcome) };
+        self.say_all(&[LocalReply::Event { event }, LocalReply::Done]);
     }
 
     /// Waits until the client is gone.
