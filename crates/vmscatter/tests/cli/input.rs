@@ -123,8 +123,16 @@ fn a_wrong_configuration_is_one_line_and_leaves_no_socket() {
         ("key = 'keys/node1.key'", "key = 'keys/node2.key'", "keys/node2.key: does not go with"),
         ("key = 'keys/node1.key'", "key = 'keys/node1.pem'", "keys/node1.pem: "),
         ("key = 'keys/node1.key'", "key = 'keys/open.key'", "keys/open.key: mode 644"),
-        ("listen = '127.0.0.1:0'", "listen = '192.0.2.1:7940'", "listen: cannot listen on 192.0.2.1:7940"),
-        ("[qemu]", "[multicast]\ninterface = 'nosuch0'\n[qemu]", "there is no interface 'nosuch0'"),
+        (
+            "listen = '127.0.0.1:0'",
+            "listen = '192.0.2.1:7940'",
+            "broken.toml: listen: cannot listen on 192.0.2.1:7940",
+        ),
+        (
+            "[qemu]",
+            "[multicast]\ninterface = 'nosuch0'\n[qemu]",
+            "broken.toml: multicast.interface: there is no interface 'nosuch0'",
+        ),
     ];
     for (from, to, expected) in cases {
         let config = lab.write("broken.toml", &good.replacen(from, to, 1));
