@@ -1,0 +1,1 @@
+//! Breaks each rule on purpose.
