@@ -3,7 +3,6 @@
 //! Nothing here waits for QMP: what a monitor is asked runs in a task of its own, since a monitor may hang while
 //! its guest is stopped. Deadlines act by closing sockets.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
 use crate::agent::journal::{Entry, Journal};
 use crate::qemu::qmp::QmpEvent;
-use crate::report::event::{Phase, Progress};
+use crate::report::event::{JobEvent, Phase, Progress};
 
 /// How often a streaming guest's switchover limits follow what QEMU says.
 const TUNE: Duration = Duration::from_millis(50);
@@ -244,10 +243,10 @@ impl Actor {
                 self.session.failed(vm, format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()));
             }
             if let Some(progress) = self.progress(vm) {
-                self.sink.progress(progress);
+                self.sink.emit(JobEvent::Progress(progress));
             }
         }
-        self.sink.progress(self.total());
+        self.sink.emit(JobEvent::Progress(self.total()));
     }
 
     fn progress(&self, vm: u16) -> Option<Progress> {
@@ -281,7 +280,7 @@ impl Actor {
     }
 
     fn tell_phase(&self, vm: u16, phase: Phase) {
-        self.sink.phase(Some(&self.vms[usize::from(vm)].guest.name), phase);
+        self.sink.emit(JobEvent::Phase { guest: Some(self.vms[usize::from(vm)].guest.name.clone()), phase });
     }
 
     fn perform(&mut self, action: SourceAction) {
@@ -289,7 +288,7 @@ impl Actor {
             SourceAction::Send { target, message } => self.links[usize::from(target)].send(message),
             SourceAction::Migrate { vm } => self.migrate(vm),
             SourceAction::Scatter => {
-                self.sink.phase(None, Phase::Scatter);
+                self.sink.emit(JobEvent::Phase { guest: None, phase: Phase::Scatter });
                 self.scatter.start();
             }
             SourceAction::Settle { vm } => {
@@ -455,9 +454,4 @@ async fn follow(monitor: &Monitor, stream: &Stream, share: f64) -> Result<(), St
             let _ = tokio::time::timeout(Duration::from_secs(1), monitor.limit_switchover(limits)).await;
         }
     }
-}
-
-/// The names of sessions' VMs by number, for reports.
-pub(super) fn names(vms: &[Vm]) -> HashMap<u16, String> {
-    (0..).zip(vms.iter().map(|vm| vm.guest.name.clone())).collect()
 }

@@ -30,7 +30,7 @@ use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
-use crate::report::event::Phase;
+use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
@@ -93,7 +93,7 @@ struct RawKeys {
 
 impl Run {
     fn phase(&self, phase: Phase) {
-        self.sink.phase(None, phase);
+        self.sink.emit(JobEvent::Phase { guest: None, phase });
     }
 
     fn check_cancelled(&self) -> Result<(), Stop> {
@@ -181,7 +181,7 @@ impl Run {
                 for (guest, vm) in guests.iter().zip(&collected.vms) {
                     if let Some(error) = &vm.error {
                         let text = format!("its memory can't be read, all of it goes by its stream: {error}");
-                        self.sink.warning(Some(&guest.name), &text);
+                        self.sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
                     }
                 }
                 Ok(collected.contents)
@@ -311,7 +311,7 @@ impl Run {
                     for (_, reason) in failed {
                         let name = links[usize::from(target)].name();
                         let text = format!("{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}");
-                        self.sink.warning(None, &text);
+                        self.sink.emit(JobEvent::Warning { guest: None, text });
                     }
                 }
                 Ok(Some(event)) => {

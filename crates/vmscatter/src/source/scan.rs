@@ -16,7 +16,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{GuestText, ScanRequest};
 use crate::qemu::memory::GuestMemory;
-use crate::report::event::Phase;
+use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{Exit, ScanGuest, ScanOutcome};
 
 /// What was collected, and what that took.
@@ -79,7 +79,7 @@ pub async fn run_scan(
     sink: EventSink,
     cancel: CancelToken,
 ) -> ScanOutcome {
-    sink.phase(None, Phase::Connect);
+    sink.emit(JobEvent::Phase { guest: None, phase: Phase::Connect });
     let mut guests = Vec::new();
     for GuestText { origin, text } in &request.guests {
         match SourceGuest::open(&ctx, origin, text).await {
@@ -87,7 +87,7 @@ pub async fn run_scan(
             Err(error) => return ScanOutcome::bad_input(error),
         }
     }
-    sink.phase(None, Phase::Collect);
+    sink.emit(JobEvent::Phase { guest: None, phase: Phase::Collect });
     let mut key = [0; 16];
     aws_lc_rs::rand::fill(&mut key).expect("the system has random numbers");
     let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
@@ -107,7 +107,7 @@ fn outcome(guests: &[SourceGuest], collection: &Collection, sink: &EventSink) ->
         if let Some(why) = &vm.error {
             let text = format!("its memory can't be read: {why}");
             error = Some(format!("{}: {text}", guest.name));
-            sink.warning(Some(&guest.name), &text);
+            sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
         }
     }
     let counts = |name: &str, sharing: &VmSharing| ScanGuest {
