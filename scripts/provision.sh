@@ -1,7 +1,7 @@
 # Installs what the lab needs on Debian 12, Debian 13 and Ubuntu 24.04. To be sourced by bash from anywhere.
 #
-#   provision_qemu   QEMU, and what the build links with
-#   provision_lab    all of that, network tools, and a guest kernel unpacked below target/lab/kernel
+#   provision_qemu   the packages: QEMU, network tools, and what the build links with
+#   provision_lab    all of that, and a guest kernel unpacked below target/lab/kernel
 #
 # Each says nothing and changes nothing if all is there. They install with apt as root, else they name the command to
 # run and return 2.
@@ -11,21 +11,20 @@ PROVISION_CACHE=${VMSCATTER_LAB_CACHE:-$PROVISION_ROOT/target/lab}
 
 # One "file-or-command:package" a line. Only qemu-system-x86 is named of QEMU's packages: to name qemu-utils as well
 # fails where a newer one of it is installed.
-readonly PROVISION_QEMU='
+readonly PROVISION_PACKAGES='
 qemu-system-x86_64:qemu-system-x86
 cc:gcc
-/usr/lib/x86_64-linux-gnu/libc.a:libc6-dev'
-readonly PROVISION_LAB="$PROVISION_QEMU
+/usr/lib/x86_64-linux-gnu/libc.a:libc6-dev
 ip:iproute2
 tc:iproute2
 nft:nftables
 mke2fs:e2fsprogs
 xz:xz-utils
-zstd:zstd"
+zstd:zstd'
 
-provision_qemu() { provision_packages "$PROVISION_QEMU"; }
+provision_qemu() { provision_packages "$PROVISION_PACKAGES"; }
 
-provision_lab() { provision_packages "$PROVISION_LAB" && provision_kernel; }
+provision_lab() { provision_qemu && provision_kernel; }
 
 provision_has() {
   case "$1" in
