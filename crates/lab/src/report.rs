@@ -1,13 +1,12 @@
 //! Results: JSON for machines, a table with the ratios to off-the-shelf for people.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::guest::{Accel, QEMU};
+use crate::guest::{Accel, qemu_version};
 use crate::session::Mode;
 
 /// Downtime and tick gap may differ by this much before the output says so.
@@ -140,14 +139,11 @@ impl Machine {
     pub fn this(accel: Accel) -> Self {
         let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let version =
-            Command::new(QEMU).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
-        let version = String::from_utf8_lossy(&version);
         Self {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             cpu_model: model.map_or_else(String::new, |(_, model)| model.to_owned()),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-            qemu: version.lines().next().unwrap_or_default().to_owned(),
+            qemu: qemu_version(),
             accel,
         }
     }
