@@ -43,7 +43,7 @@ struct DemoArguments {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
     memory: u32,
     /// Rate of every link, in tc's notation
-    #[arg(long, default_value = "1gbit")]
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
     rate: String,
     /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
     #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
@@ -116,7 +116,18 @@ fn main() -> ExitCode {
     }
 }
 
+fn parse_rate(text: &str) -> Result<String, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    let known = ["bit", "kbit", "mbit", "gbit"].contains(&unit);
+    match number.parse::<f64>() {
+        Ok(rate) if known && rate > 0.0 && rate.is_finite() => Ok(text.to_owned()),
+        _ => Err("a rate is a number with bit, kbit, mbit or gbit, such as 1gbit".to_owned()),
+    }
+}
+
 fn ended(result: Result<bool>) -> ExitCode {
+    state::wait_if_ending();
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),

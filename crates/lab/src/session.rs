@@ -11,7 +11,7 @@ use crate::host::{Host, Lab};
 use crate::progress::Progress;
 use crate::qmp::Qmp;
 use crate::report::{Downtime, GuestRow, Run};
-use crate::{baseline, ram, scatter, serial};
+use crate::{baseline, ram, scatter, serial, weight};
 
 /// Ticks seen at the target before a guest counts as running there, and how long they may take.
 const TICKS_TO_SEE: usize = 25;
@@ -192,6 +192,8 @@ impl Session {
     }
 
     /// Moves all guests and measures. The guests' QEMUs end with the session.
+    ///
+    /// An error if the run as a whole could not be done; a guest that fails alone is a row that says so.
     pub fn run(self, mode: Mode, settings: &Settings, progress: &Progress) -> Result<Run> {
         let drivers =
             mode.needs_vmscatter().then(|| scatter::Agents::start(&self.lab, settings)).transpose()?;
@@ -272,6 +274,8 @@ fn check(guest: &Guest, arrival: &Result<Arrival>, target: &str, from: Instant, 
             return row;
         }
     };
+    // What was to be measured is over. Should this fail, the check takes longer.
+    let _ = weight::restore_vcpus(&arrival.qemu.qmp);
     let ticked = guest.serial.wait_ticks(1, TICKS_TO_SEE, TICKS_WITHIN);
     let checked = guest.check();
     let ticks = guest.serial.ticks();
