@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use crate::guest::{Guest, QEMU, Qemu};
 use crate::host::{Host, Lab};
 use crate::progress::Progress;
-use crate::ram;
 use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
 
 const PORT: u16 = 7940;
@@ -155,7 +154,7 @@ impl Agents {
         settings: &Settings,
         progress: &Progress,
     ) -> Result<Vec<Result<Arrival>>> {
-        let hold = settings.compare_ram.then(|| self.directory.join("hold"));
+        let hold = settings.holds().then(|| self.directory.join("hold"));
         let mut command = self.migrate_command(session, mode, settings, hold.as_deref())?;
         let ended = AtomicBool::new(false);
         let (output, watched) = thread::scope(|scope| {
@@ -264,10 +263,10 @@ fn watch(
     if let Some(hold) = hold {
         until(ended, || hold.join(format!("{name}.held")).exists())
             .with_context(|| format!("{name} was not held"))?;
-        let compared = ram::compare(&guest.source.qmp, &qemu.qmp, settings.guest.accel);
+        let compared = settings.while_held(name, &guest.source.qmp, &qemu.qmp);
         // Let go whatever the comparison says: the guest must go on.
         File::create(hold.join(format!("{name}.go")))?;
-        ram_equal = Some(compared?.report(name));
+        ram_equal = compared?;
     }
     until(ended, || qemu.qmp.last_event("RESUME").is_some())
         .with_context(|| format!("{name} did not resume"))?;

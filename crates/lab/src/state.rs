@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -151,6 +151,21 @@ fn restore_autogroup() {
     }
 }
 
+/// A signal has come and its thread cleans up.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal is ending the process: what fails from then on fails because of that.
+pub fn is_ending() -> bool {
+    ENDING.load(Ordering::Relaxed)
+}
+
+/// Leaves the end of the process to the clean-up of a signal, if one has come.
+pub fn wait_if_ending() {
+    while is_ending() {
+        thread::park();
+    }
+}
+
 /// Where the signal handler writes the number of the signal.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 
@@ -169,6 +184,7 @@ pub fn clean_up_on_signals() -> Result<()> {
     thread::spawn(move || {
         let mut byte = [0];
         while nix::unistd::read(&reader, &mut byte).unwrap_or(0) != 1 {}
+        ENDING.store(true, Ordering::Relaxed);
         eprintln!("\nlab: ended by a signal, cleaning up");
         remove(process::id());
         process::exit(128 + i32::from(byte[0]));
