@@ -88,7 +88,8 @@ impl ScanReport {
         let distinct = self.distinct_nonzero_bytes / PAGE_SIZE as u64;
         let repeats = if nonzero == 0 { 0.0 } else { 100.0 * (nonzero - distinct) as f64 / nonzero as f64 };
         format!(
-            "MiB\n{table}\n{} MiB of distinct contents besides zero; {repeats:.1} % of the pages that are not zero repeat another.\n\
+            "MiB\n{table}\n{} MiB of distinct contents besides zero; \
+             {repeats:.1} % of the pages that are not zero repeat another.\n\
              Read {} MiB in {:.2} s.\n{unread}",
             mib(distinct),
             mib(self.bytes_read / PAGE_SIZE as u64),
@@ -110,19 +111,20 @@ fn mib(pages: u64) -> String {
 mod tests {
     use std::io;
 
-    use vmscatter_core::index::{Contents, Records, RunBuilder};
+    use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
     use vmscatter_core::page::{Mac, PageAddr};
 
     use super::*;
 
     /// Two VMs that share one content, one of them with a repeat of its own, and a VM that could not be read.
     fn report() -> ScanReport {
+        let space = PageSpace::new(&[vec![(0, 1_028)], vec![(0, 257)], vec![(0, 512)]]).unwrap();
         let mut builder = RunBuilder::new();
         for (vm, page, content) in [(0, 0, 1), (0, 1, 2), (0, 2, 2), (0, 3, 3), (1, 0, 1)] {
-            assert!(builder.push(Mac([content; 16]), PageAddr { vm, block: 0, page }).is_none());
+            let number = space.number(PageAddr { vm, block: 0, page }).unwrap();
+            assert!(builder.push(Mac([content; 16]), number).is_none());
         }
-        let contents =
-            Contents::from_records(Records::new(builder.finish().into_iter().collect(), Vec::new()));
+        let contents = Contents::from_records(space, Records::new(builder.finish().into_iter().collect()));
         let vm = |pages, zero| CollectedVm { pages: VmPages { pages, zero }, error: None };
         let unread = CollectedVm { error: Some(io::Error::other("it is gone")), ..vm(512, 0) };
         let collected = Collected { contents, vms: vec![vm(1_028, 1_024), vm(257, 256), unread] };
