@@ -4,3 +4,6 @@ pub mod control;
 pub mod frame;
 pub mod piece;
 pub mod seal;
+mod window;
+
+pub(crate) use window::NumberWindow;

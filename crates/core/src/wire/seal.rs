@@ -13,6 +13,8 @@ use std::fmt;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
+use super::window::NumberWindow;
+
 /// Bytes of a set's key.
 pub const KEY_BYTES: usize = 32;
 /// Bytes that sealing adds behind the payload.
@@ -131,13 +133,14 @@ impl fmt::Debug for SealKey {
 /// The receiver's side of a set's key: opens what the listed channels carry, each number once.
 pub struct OpenKey {
     key: LessSafeKey,
-    windows: Vec<(Channel, ReplayWindow)>,
+    windows: Vec<(Channel, NumberWindow)>,
 }
 
 impl OpenKey {
     /// The opening end of `key` for packets of `channels` (a few); those of others count as forged.
     pub fn new(key: &[u8; KEY_BYTES], channels: &[Channel]) -> Self {
-        let windows = channels.iter().map(|channel| (*channel, ReplayWindow::new())).collect();
+        let windows =
+            channels.iter().map(|channel| (*channel, NumberWindow::new(REPLAY_WINDOW_PACKETS))).collect();
         OpenKey { key: aead_key(key), windows }
     }
 
@@ -166,7 +169,7 @@ impl OpenKey {
 
     /// One more than the highest number that was opened on `channel`; zero before the first.
     pub fn seen_below(&self, channel: Channel) -> u64 {
-        self.windows.iter().find(|(of, _)| *of == channel).map_or(0, |(_, window)| window.below)
+        self.windows.iter().find(|(of, _)| *of == channel).map_or(0, |(_, window)| window.below())
     }
 }
 
@@ -176,61 +179,8 @@ impl fmt::Debug for OpenKey {
     }
 }
 
-const WINDOW_WORDS: usize = (REPLAY_WINDOW_PACKETS / 64) as usize;
-
-/// The numbers seen among the last [`REPLAY_WINDOW_PACKETS`], as a ring of bits (RFC 6479).
-struct ReplayWindow {
-    /// One more than the highest number seen.
-    below: u64,
-    bits: Box<[u64; WINDOW_WORDS]>,
-}
-
-impl ReplayWindow {
-    fn new() -> Self {
-        ReplayWindow { below: 0, bits: Box::new([0; WINDOW_WORDS]) }
-    }
-
-    /// The numbers of the word that `number` shares are the oldest in reach, so the window ends at a word's border.
-    fn first(&self) -> u64 {
-        let words = self.below.div_ceil(64);
-        words.saturating_sub(WINDOW_WORDS as u64) * 64
-    }
-
-    fn is_seen(&self, number: u64) -> bool {
-        if number >= self.below {
-            // The last number has no successor to put into `below`.
-            return number == u64::MAX;
-        }
-        number < self.first() || self.bits[Self::word(number)] & Self::bit(number) != 0
-    }
-
-    fn mark(&mut self, number: u64) {
-        if number >= self.below {
-            let (old, new) = (self.below.div_ceil(64), (number / 64) + 1);
-            for word in old..new.min(old + WINDOW_WORDS as u64) {
-                self.bits[(word % WINDOW_WORDS as u64) as usize] = 0;
-            }
-            // Where the jump is longer than the ring, every word was cleared above.
-            self.below = number + 1;
-        }
-        self.bits[Self::word(number)] |= Self::bit(number);
-    }
-
-    fn word(number: u64) -> usize {
-        ((number / 64) % WINDOW_WORDS as u64) as usize
-    }
-
-    fn bit(number: u64) -> u64 {
-        1 << (number % 64)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
     use super::*;
 
     fn pair() -> (SealKey, OpenKey) {
@@ -289,31 +239,5 @@ mod tests {
         let (mut source, _) = pair();
         source.bytes = SEAL_BYTES_MAX;
         assert_eq!(source.seal(b"", &mut [0]), Err(SealError::KeyUsedUp));
-    }
-
-    proptest! {
-        /// Against the plain definition: a set of what was seen. The window may refuse what is old, but never
-        /// what is near the newest, and never takes a number twice.
-        #[test]
-        fn window_takes_each_number_once(steps in proptest::collection::vec((0u64..3, 0u64..20_000), 1..300)) {
-            let (mut window, mut seen, mut newest) = (ReplayWindow::new(), BTreeSet::new(), 0u64);
-            for (way, by) in steps {
-                let number = match way {
-                    0 => newest + by % 70,
-                    1 => newest.saturating_sub(by % 300),
-                    _ => if by % 2 == 0 { newest + by } else { newest.saturating_sub(by) },
-                };
-                if seen.contains(&number) {
-                    prop_assert!(window.is_seen(number));
-                } else if number + REPLAY_WINDOW_PACKETS - 64 > newest {
-                    prop_assert!(!window.is_seen(number), "{number} of {newest}");
-                }
-                if !window.is_seen(number) {
-                    window.mark(number);
-                    prop_assert!(seen.insert(number));
-                    newest = newest.max(number);
-                }
-            }
-        }
     }
 }
