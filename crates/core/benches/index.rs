@@ -1,16 +1,19 @@
-//! ns and bytes a page of the index, from (MAC, address) to contents and to a schedule, beside the balanced tree with chains that
-//! VMScatter (VEE 2013) keeps: `cargo bench -p vmscatter-core --bench index [-- RECORDS [THREADS]]`.
+//! ns and bytes a page of the index, from (MAC, address) to contents and to a schedule, beside the balanced
+//! tree with chains that VMScatter (VEE 2013) keeps: `cargo bench -p vmscatter-core --bench index [-- RECORDS
+//! [THREADS]]`.
 //!
-//! A third of the pages hold a content of their own, the others share theirs with one to eleven others, in twelve VMs. Wall-clock
-//! times are medians of [`ROUNDS`]; bytes are the growth of the process's peak resident set.
+//! Three page numbers of four hold one content in the first five to twelve VMs, so that about half of all
+//! pages are unique. Bytes are the growth of the process's peak resident set.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use vmscatter_core::index::{Contents, Records, RunBuilder};
 use vmscatter_core::page::{Mac, PageAddr};
 use vmscatter_core::placement::TargetId;
@@ -25,35 +28,33 @@ fn main() {
     let records = numbers.first().copied().unwrap_or(10_000_000) / VMS * VMS;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = numbers.get(1).map_or(cores, |threads| *threads as usize);
-    println!("{records} pages of {VMS} VMs; {ROUNDS} rounds");
-
-    let generate = median(|| drop(black_box(fleet(0..records).fold(0, |sum, (mac, _)| sum ^ mac.0[0]))));
-    println!("making the input alone (not counted below): {:6.1} ns/page", per_page(generate, records));
-    let line = |name: &str, time: Duration, bytes: u64| {
-        let (time, bytes) = (per_page(time, records), bytes as f64 / f64::from(records));
-        println!("{name:42} {time:6.1} ns/page {bytes:6.1} bytes/page");
-        time
+    println!("{records} pages of {VMS} VMs, medians of {ROUNDS} rounds");
+    println!("{:38} {:>9} {:>9} {:>10}", "", "ns/page", "CPU ns", "bytes/page");
+    let print = |name: &str, cost: &Cost| {
+        let per_page = |time: Duration| time.as_nanos() as f64 / f64::from(records);
+        let bytes = cost.bytes as f64 / f64::from(records);
+        println!("{name:38} {:9.1} {:9.1} {bytes:10.1}", per_page(cost.wall), per_page(cost.cpu));
     };
-    let index = |threads| measure(|| index(records, threads));
-    let (one, bytes) = index(1);
-    let one = line("index, 1 thread", one.saturating_sub(generate), bytes);
+
+    let input = measure(|| fleet(0..records, records).fold(0, |sum, (mac, _)| sum ^ mac.0[0]));
+    print("making the input, included below", &input);
+    let one = measure(|| index(records, 1));
+    print("index, 1 thread", &one);
     if threads > 1 {
-        let (several, bytes) = index(threads);
-        let several = several.saturating_sub(generate / threads as u32);
-        line(&format!("index, {threads} threads"), several, bytes);
+        print(&format!("index, {threads} threads"), &measure(|| index(records, threads)));
     }
-    let contents = self::index(records, threads);
+    let contents = index(records, threads);
     let placement: Vec<_> = (0..VMS).map(|vm| Some(TargetId(vm as u8 % TARGETS))).collect();
-    let (schedule, bytes) = measure(|| Schedule::new(&contents, &placement));
-    line("schedule, 1 thread", schedule, bytes);
+    print("schedule, 1 thread", &measure(|| Schedule::new(&contents, &placement)));
     drop(contents);
-    let (tree, bytes) = measure(|| tree(records));
-    let tree = line("balanced tree with chains, 1 thread", tree.saturating_sub(generate), bytes);
-    println!("tree / index, 1 thread each: {:.1}", tree / one);
+    let tree = measure(|| tree(records));
+    print("balanced tree with chains, 1 thread", &tree);
+    let own = |cost: &Cost| cost.cpu.saturating_sub(input.cpu).as_secs_f64();
+    println!("CPU time of tree / index, 1 thread each, without the input: {:.1}", own(&tree) / own(&one));
 }
 
-/// The pages numbered `range`, with their MACs. VMs are read one after the other.
-fn fleet(range: std::ops::Range<u32>) -> impl Iterator<Item = (Mac, PageAddr)> {
+/// The pages numbered `range` of `records`, with their MACs; VMs are read one after the other.
+fn fleet(range: Range<u32>, records: u32) -> impl Iterator<Item = (Mac, PageAddr)> {
     let mix = |word: u64| {
         // splitmix64's output function.
         let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -61,10 +62,10 @@ fn fleet(range: std::ops::Range<u32>) -> impl Iterator<Item = (Mac, PageAddr)> {
         word ^ (word >> 31)
     };
     range.map(move |number| {
-        // Page `page` of every VM begins a new content at a random third, and goes on with it in some VMs otherwise.
-        let (vm, page) = (number % VMS, number / VMS);
+        // A page number stands for one content in all VMs, in the first few, or in none.
+        let (vm, page) = (number / (records / VMS), number % (records / VMS));
         let dice = mix(u64::from(page) + 1);
-        let alone = dice % 3 == 0 || u64::from(vm) > dice / 3 % u64::from(VMS);
+        let alone = dice % 4 == 0 || u64::from(vm) > 4 + dice / 4 % 8;
         let content = (u64::from(page) << 4) | if alone { u64::from(vm) + 1 } else { 0 };
         let mut mac = [0; 16];
         mac[..8].copy_from_slice(&mix(content.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
@@ -81,7 +82,7 @@ fn index(records: u32, threads: usize) -> Contents {
     let runs = thread::scope(|scope| {
         let push = |range| {
             let (mut builder, mut runs) = (RunBuilder::new(), Vec::new());
-            for (mac, addr) in fleet(range) {
+            for (mac, addr) in fleet(range, records) {
                 runs.extend(builder.push(mac, addr));
             }
             runs.extend(builder.finish());
@@ -104,45 +105,44 @@ fn index(records: u32, threads: usize) -> Contents {
 fn tree(records: u32) -> (BTreeMap<Mac, u32>, Vec<(PageAddr, u32)>) {
     let mut heads = BTreeMap::new();
     let mut chain = Vec::with_capacity(records as usize);
-    for (mac, addr) in fleet(0..records) {
+    for (mac, addr) in fleet(0..records, records) {
         let next = heads.insert(mac, chain.len() as u32).unwrap_or(u32::MAX);
         chain.push((addr, next));
     }
     (heads, chain)
 }
 
-fn per_page(time: Duration, records: u32) -> f64 {
-    time.as_nanos() as f64 / f64::from(records)
+/// What a piece of work takes.
+struct Cost {
+    wall: Duration,
+    /// Of all threads together.
+    cpu: Duration,
+    /// The most by which the resident set grew.
+    bytes: u64,
 }
 
-fn median(mut work: impl FnMut()) -> Duration {
-    let mut times: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            work();
-            start.elapsed()
-        })
-        .collect();
-    times.sort();
-    times[ROUNDS / 2]
-}
-
-/// Median time, and the most by which the resident set grew; what `work` gives is dropped outside the time.
-fn measure<T>(mut work: impl FnMut() -> T) -> (Duration, u64) {
-    let mut growth = 0;
-    let mut times = Vec::new();
+/// Medians of all rounds, but for bytes, which are the most of any; what `work` gives is dropped outside the
+/// time.
+fn measure<T>(mut work: impl FnMut() -> T) -> Cost {
+    let (mut wall, mut cpu, mut bytes) = (Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {
         // Sets the peak back to what is resident now (proc(5)).
         fs::write("/proc/self/clear_refs", "5").expect("Linux with /proc");
         let before = status_bytes("VmRSS:");
-        let start = Instant::now();
+        let (start, cpu_start) = (Instant::now(), cpu_time());
         let result = work();
-        times.push(start.elapsed());
-        growth = growth.max(status_bytes("VmHWM:").saturating_sub(before));
+        wall.push(start.elapsed());
+        cpu.push(cpu_time() - cpu_start);
+        bytes = bytes.max(status_bytes("VmHWM:").saturating_sub(before));
         drop(black_box(result));
     }
-    times.sort();
-    (times[ROUNDS / 2], growth)
+    wall.sort();
+    cpu.sort();
+    Cost { wall: wall[ROUNDS / 2], cpu: cpu[ROUNDS / 2], bytes }
+}
+
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("Linux has this clock").into()
 }
 
 fn status_bytes(field: &str) -> u64 {

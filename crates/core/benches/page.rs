@@ -17,8 +17,8 @@ fn bench_page(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(place);
         group.throughput(Throughput::Bytes(bytes as u64));
         group.sample_size(if bytes == DRAM_BYTES { 10 } else { 100 });
-        // Written, so that no two virtual pages share the kernel's zero page; all zero but the last byte of each
-        // page, which is the zero test's longest way.
+        // Written, so that no two virtual pages share the kernel's zero page; all zero but the last byte of
+        // each page, which is the zero test's longest way.
         let mut memory = vec![0u8; bytes];
         for page in memory.chunks_exact_mut(PAGE_SIZE) {
             page[PAGE_SIZE - 1] = 1;

@@ -62,3 +62,9 @@ pub const STREAM_CAPABILITIES_MAX: u32 = 64;
 pub const PART_BYTES_MAX: usize = 1024 * 1024;
 /// Zero pages that one call expands from a run; 9 bytes of the target's stream each.
 pub const ZERO_RUN_PAGES_MAX: u32 = 4_096;
+/// One line of QMP (the longest answer, `query-qmp-schema`, has a few hundred kilobytes).
+pub const QMP_LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// QMP events that wait for their reader; what comes beyond is dropped and counted.
+pub const QMP_EVENTS_MAX: usize = 1_024;
+/// Copied out of a guest's memory with one system call.
+pub const MEMORY_READ_BYTES: usize = 256 * 1024;

@@ -27,8 +27,8 @@ pub struct Content<'a> {
 }
 
 impl Contents {
-    /// Puts the groups of all shards together, in whatever order they come; the numbering depends on the contents
-    /// alone.
+    /// Puts the groups of all shards together, in whatever order they come; the numbering depends on the
+    /// contents alone.
     ///
     /// # Panics
     /// Beyond 2^32 - 1 contents, that is 32 TiB of shared guest memory.
@@ -83,8 +83,8 @@ impl Contents {
         (0..).zip(contents)
     }
 
-    /// The numbers of all contents, in the order of their first addresses: whoever reads the first of each reads guests' memory
-    /// from its start to its end.
+    /// The numbers of all contents, in the order of their first addresses: whoever reads the first of each
+    /// reads guests' memory from its start to its end.
     pub fn in_address_order(&self) -> impl Iterator<Item = u32> {
         let mut walk =
             AddressWalk { contents: self, cursors: vec![0; self.groups.len()], window: Vec::new() };

@@ -6,9 +6,14 @@ use crate::page::{Mac, PageAddr};
 pub const SHARDS: usize = 256;
 /// Records of one [`Run`] at most: 1.5 MiB, so that dealing it stays within a core's cache.
 pub const RUN_RECORDS: usize = 65_536;
-/// After how many shards the runs' memory is given back: rarely enough to be cheap, often enough that what is kept
-/// too long is below 2 % of the records.
+/// After how many shards the runs' memory is given back: rarely enough to be cheap, often enough that what is
+/// kept too long is below 2 % of the records.
 const SHARDS_PER_RELEASE: usize = 4;
+/// Shards beyond this are sorted without a second buffer, which takes longer: 48 MiB. A shard grows beyond it
+/// with 2 TiB of guest memory, or when one content fills 8 GiB.
+const SHARD_DEAL_MAX: usize = 2 << 20;
+/// Buckets within a shard, at most; where each ends must stay within a core's cache.
+const BUCKETS_LOG2_MAX: u32 = 14;
 
 /// One non-zero page. In this order: equal contents stand together, each with its addresses ascending.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +51,26 @@ fn unpack(addr: u64) -> PageAddr {
     PageAddr { vm: (addr >> 48) as u16, block: (addr >> 32) as u16, page: addr as u32 }
 }
 
+/// The records dealt into buckets, in a buffer of exactly their size, and where each bucket ends. Their order
+/// within a bucket stays.
+fn deal(records: &[Record], buckets: usize, bucket: impl Fn(&Record) -> usize) -> (Vec<Record>, Vec<u32>) {
+    let mut ends = vec![0u32; buckets];
+    for record in records {
+        ends[bucket(record)] += 1;
+    }
+    let mut start = 0;
+    for end in ends.iter_mut() {
+        (start, *end) = (start + *end, start);
+    }
+    let mut dealt = vec![Record::default(); records.len()];
+    for record in records {
+        let end = &mut ends[bucket(record)];
+        dealt[*end as usize] = *record;
+        *end += 1;
+    }
+    (dealt, ends)
+}
+
 /// Takes the pages that one thread reads, in any order and of any VM.
 pub struct RunBuilder {
     records: Vec<Record>,
@@ -68,26 +93,14 @@ impl RunBuilder {
         self.seal()
     }
 
-    /// Deals the records into shards, in a buffer of exactly their size; the builder is empty afterwards.
+    /// Deals the records into shards; the builder is empty afterwards.
     fn seal(&mut self) -> Option<Run> {
         if self.records.is_empty() {
             return None;
         }
-        let mut ends = Box::new([0u32; SHARDS]);
-        for record in &self.records {
-            ends[record.shard()] += 1;
-        }
-        let mut start = 0;
-        for end in ends.iter_mut() {
-            (start, *end) = (start + *end, start);
-        }
-        let mut dealt = vec![Record::default(); self.records.len()];
-        for record in self.records.drain(..) {
-            let end = &mut ends[record.shard()];
-            dealt[*end as usize] = record;
-            *end += 1;
-        }
-        Some(Run { records: dealt, ends })
+        let (records, ends) = deal(&self.records, SHARDS, Record::shard);
+        self.records.clear();
+        Some(Run { records, ends })
     }
 }
 
@@ -101,7 +114,7 @@ impl Default for RunBuilder {
 pub struct Run {
     records: Vec<Record>,
     /// Where each shard's records end.
-    ends: Box<[u32; SHARDS]>,
+    ends: Vec<u32>,
 }
 
 /// The records of all pages of all guests.
@@ -114,7 +127,8 @@ pub struct Records {
 }
 
 impl Records {
-    /// All runs of all threads, without the records of the VMs `excluded` (those that could not be read to the end).
+    /// All runs of all threads, without the records of the VMs `excluded` (those that could not be read to
+    /// the end).
     pub fn new(runs: Vec<Run>, mut excluded: Vec<u16>) -> Self {
         excluded.sort_unstable();
         Records { runs, left: SHARDS, excluded }
@@ -149,9 +163,26 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Finds the contents that stand more than once. Takes n log n time in the shard's records, in place.
+    /// Sorts the records: deals them once more by the bits that follow the first byte, into buckets of some
+    /// eight, then sorts each bucket. MACs are as good as random, so only equal contents make a bucket large.
+    fn sort(&mut self) {
+        let buckets_log2 = (self.records.len() / 8).checked_ilog2().unwrap_or(0).min(BUCKETS_LOG2_MAX);
+        if buckets_log2 == 0 || self.records.len() > SHARD_DEAL_MAX {
+            return self.records.sort_unstable();
+        }
+        let bucket = |record: &Record| ((record.mac_high << 8) >> (64 - buckets_log2)) as usize;
+        let (mut dealt, ends) = deal(&self.records, 1 << buckets_log2, bucket);
+        let mut start = 0;
+        for end in ends {
+            dealt[start..end as usize].sort_unstable();
+            start = end as usize;
+        }
+        self.records = dealt;
+    }
+
+    /// Finds the contents that stand more than once.
     pub fn group(mut self) -> Group {
-        self.records.sort_unstable();
+        self.sort();
         // First address, and where its content's records begin.
         let mut heads: Vec<(u64, u32, u32)> = Vec::new();
         let (mut at, mut addr_count) = (0, 0);

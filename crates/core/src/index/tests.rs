@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::page::{Mac, PAGE_SIZE, PageAddr};
 
-/// A MAC for content number `content`. Few first bytes, so that shards hold several; equal upper halves here and there, so
-/// that the lower half decides.
+/// A MAC for content number `content`. Few first bytes, so that shards hold several; equal upper halves here
+/// and there, so that the lower half decides.
 fn mac(content: u8) -> Mac {
     let mut mac = [0; 16];
     mac[0] = [0, 1, 127, 255][usize::from(content % 4)];

@@ -70,13 +70,13 @@ pub enum PlacementError {
     },
 }
 
-/// Gives each VM a target: pins first, then the others, largest first, each to the target that has the fewest VMs, and among
-/// those the most free memory. Where that leaves one without room, each goes to the tightest target that it fits instead,
-/// which packs more. The same input gives the same placement.
+/// Gives each VM a target: pins first, then the others, largest first, each to the target that has the fewest
+/// VMs, and among those the most free memory. Where that leaves one without room, each goes to the tightest
+/// target that it fits instead, which packs more. The same input gives the same placement.
 ///
 /// # Errors
-/// The first VM for which there is no room, or a pin that can't be kept. Packing is a heuristic: a VM may be refused
-/// for which an exhaustive search would find room.
+/// The first VM for which there is no room, or a pin that can't be kept. Packing is a heuristic: a VM may be
+/// refused for which an exhaustive search would find room.
 pub fn place(vms: &[VmDemand], targets: &[TargetCapacity]) -> Result<Vec<TargetId>, PlacementError> {
     match targets.len() {
         0 => return Err(PlacementError::NoTarget),

@@ -190,7 +190,7 @@ impl Craft {
     }
 
     fn record(self, flags: u64, page: u64) -> Self {
-        self.be64(page * PAGE_SIZE as u64 | flags)
+        self.be64((page * PAGE_SIZE as u64) | flags)
     }
 
     fn named(self, flags: u64, page: u64, name: &str) -> Self {

@@ -22,8 +22,8 @@ pub struct FramePlan {
 pub struct FramePart {
     /// The content's number.
     pub content: u32,
-    /// Which of its addresses, at most [`CONTENT_ADDRS_MAX`]; the others are in other frames. Those of VMs that have
-    /// no target are among them, see [`FramePart::addresses`].
+    /// Which of its addresses, at most [`CONTENT_ADDRS_MAX`]; the others are in other frames. Those of VMs
+    /// that have no target are among them, see [`FramePart::addresses`].
     pub addrs: Range<u32>,
 }
 
@@ -64,7 +64,8 @@ impl Iterator for Frames<'_> {
             let end = self.contents.get(*content).addrs.len() as u32;
             let left = (end - self.split_at) as usize;
             let count = left.min(CONTENT_ADDRS_MAX);
-            // A content that is cut costs its page once more, so it is cut no oftener than CONTENT_ADDRS_MAX demands.
+            // A content that is cut costs its page once more, so it is cut no oftener than CONTENT_ADDRS_MAX
+            // demands.
             if count > room {
                 break;
             }

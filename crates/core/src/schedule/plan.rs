@@ -21,16 +21,16 @@ pub struct Schedule {
 pub struct SetPlan {
     /// The targets.
     pub set: TargetSet,
-    /// Numbers of contents, in the order of their first addresses, so that guests' memory is read from its start to its
-    /// end.
+    /// Numbers of contents, in the order of their first addresses, so that guests' memory is read from its
+    /// start to its end.
     pub contents: Vec<u32>,
 }
 
 impl Schedule {
     /// Schedules each content that goes to its targets more than once.
     ///
-    /// Sets beyond [`SCHEDULE_SETS_MAX`], which guests could bring about on purpose, are left out, the smallest first: their
-    /// contents go by the streams, as unique pages do.
+    /// Sets beyond [`SCHEDULE_SETS_MAX`], which guests could bring about on purpose, are left out, the
+    /// smallest first: their contents go by the streams, as unique pages do.
     pub fn new(contents: &Contents, placement: &Placement) -> Self {
         let mut sets = sets_in_use(contents, placement);
         sets.sort_unstable_by_key(|(set, count)| (Reverse(*count), *set));

@@ -470,6 +470,11 @@ impl TargetSession {
         }
     }
 
+    /// Whether nothing is under way that must be seen through: no VM between the source's commit and its running here.
+    pub fn is_settled(&self) -> bool {
+        !self.vms.values().any(|state| matches!(state.stage, Stage::Committing | Stage::Resuming))
+    }
+
     /// VMs that were voted for and of which the source's decision is not known: they stay paused.
     pub fn in_doubt(&self) -> impl Iterator<Item = &VmSpec> {
         self.vms.values().filter(|state| state.stage == Stage::Voted).map(|state| &state.spec)

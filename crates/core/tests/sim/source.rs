@@ -231,16 +231,19 @@ impl Source {
         }
         while let Some(transmit) = self.sender.poll_transmit(net.now) {
             let set = self.sets.get_mut(&transmit.set).unwrap();
-            let header = transmit.header(SESSION_TAG);
-            let mut piece = Vec::new();
-            let key = match transmit.path {
-                Path::Multicast { .. } => &mut set.multicast,
-                Path::Unicast { target } => set.unicast.get_mut(&target).unwrap(),
-            };
-            seal_piece(key, &header, transmit.payload(), &mut piece).unwrap();
-            match transmit.path {
-                Path::Multicast { .. } => net.multicast(&set.members, &piece),
-                Path::Unicast { target } => net.tcp(target, piece),
+            for (header, payload) in transmit.pieces(SESSION_TAG) {
+                let mut piece = Vec::new();
+                match transmit.path {
+                    Path::Multicast { .. } => {
+                        seal_piece(&mut set.multicast, &header, payload, &mut piece).unwrap();
+                        net.multicast(&set.members, &piece);
+                    }
+                    Path::Unicast { target } => {
+                        let key = set.unicast.get_mut(&target).unwrap();
+                        seal_piece(key, &header, payload, &mut piece).unwrap();
+                        net.tcp(target, piece);
+                    }
+                }
             }
         }
         while let Some(event) = self.sender.poll_event() {

@@ -1,0 +1,29 @@
+//! Less processor weight for the guests' vCPUs.
+//!
+//! A real host has cores to spare for its agent; here the guests, the QEMUs' migration threads and the agents of all
+//! hosts share a few. So vCPU threads run at nice 19 in every mode alike. Nice counts only within one autogroup while the
+//! kernel has these on (each session has its own), so the lab switches them off while it runs.
+
+use std::io;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::qmp::Qmp;
+
+/// Weight of a vCPU thread: 15 against the 1024 of other threads (kernel/sched/core.c: sched_prio_to_weight).
+const VCPU_NICE: i32 = 19;
+
+/// Gives all vCPU threads of a QEMU their low weight.
+pub fn lower_vcpus(qmp: &Qmp) -> Result<()> {
+    let vcpus = qmp.execute("query-cpus-fast", json!({}))?;
+    for vcpu in vcpus.as_array().context("query-cpus-fast: no list")? {
+        let thread = vcpu["thread-id"].as_u64().context("query-cpus-fast: no thread-id")?;
+        // SAFETY: no pointers. On Linux PRIO_PROCESS with a thread's id sets that thread's nice value.
+        let result = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, thread as u32, VCPU_NICE) };
+        if result != 0 {
+            return Err(io::Error::last_os_error()).with_context(|| format!("nice of vCPU thread {thread}"));
+        }
+    }
+    Ok(())
+}
