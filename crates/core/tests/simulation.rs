@@ -2,7 +2,7 @@
 
 mod sim;
 
-use sim::{Tally, World};
+use sim::{Plan, Rng, Tally, World};
 
 /// Runs seeds until one fails, whose number is printed.
 fn run_seeds(seeds: impl Iterator<Item = u64>) -> Tally {
@@ -35,4 +35,22 @@ fn seeded_sessions_hold_the_rules() {
         assert!(total.moved > total.stayed && total.stayed > 0, "{total:?}");
         assert!(total.withheld > total.sent / 4, "{total:?}");
     }
+}
+
+/// Rule: what several targets need leaves the source once, and reaches nobody else.
+#[test]
+fn shared_contents_leave_once_for_their_set() {
+    // Two guests on targets 0 and 1; target 2 has none, and is a member of no set.
+    let mut plan = Plan::quiet(3, 2);
+    let (tally, at) = World::with_plan(plan, Rng::new(5)).run_to_end();
+    assert_eq!(tally.moved, 2);
+    assert!(tally.datagrams > 10, "{tally:?}");
+    assert!(at[0] >= tally.datagrams && at[1] >= tally.datagrams, "{at:?} of {tally:?}");
+    assert_eq!(at[2], 0);
+    // Three targets: each datagram that leaves counts once, and there are no more of them than two targets need.
+    plan = Plan::quiet(3, 3);
+    let (tally, at) = World::with_plan(plan, Rng::new(5)).run_to_end();
+    assert_eq!(tally.moved, 3);
+    let delivered: u64 = at.iter().sum();
+    assert!(delivered > tally.datagrams * 2, "{delivered} arrivals of {} datagrams", tally.datagrams);
 }

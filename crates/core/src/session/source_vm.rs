@@ -166,7 +166,10 @@ impl SourceVm {
         }
         self.stage = Stage::Streaming;
         let trickle = std::mem::take(&mut self.trickle);
-        self.input(&trickle)
+        self.input(&trickle)?;
+        // It counts as in flight, and may be all that is allowed to be.
+        self.flush();
+        Ok(())
     }
 
     /// Bytes that the source QEMU wrote.

@@ -23,6 +23,8 @@ pub struct Plan {
     pub kill: Option<(Duration, u16)>,
     pub cancel: Option<Duration>,
     pub incoming_dies: Option<(Duration, u16)>,
+    /// A target falls behind: it leaves the scatter while frames are on their way to it.
+    pub falls_behind: Option<(Duration, u16)>,
     pub dirty_rates: Vec<usize>,
     pub paused: Vec<bool>,
     placement: Vec<u16>,
@@ -46,6 +48,9 @@ impl Plan {
             kill: (faulty && rng.one_in(2)).then(|| (moment(rng), rng.below(u64::from(targets)) as u16)),
             cancel: (faulty && rng.one_in(4)).then(|| moment(rng)),
             incoming_dies: (faulty && rng.one_in(3)).then(|| (moment(rng), rng.below(u64::from(vms)) as u16)),
+            falls_behind: rng.one_in(3).then(|| {
+                (Duration::from_micros(5_000 + rng.below(80_000)), rng.below(u64::from(targets)) as u16)
+            }),
             dirty_rates: (0..vms).map(|_| rng.below(12) as usize).collect(),
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
@@ -66,6 +71,7 @@ impl Plan {
             kill: None,
             cancel: None,
             incoming_dies: None,
+            falls_behind: None,
             dirty_rates: vec![0; usize::from(vms)],
             paused: vec![false; usize::from(vms)],
             placement: (0..vms).map(|vm| vm % targets).collect(),
@@ -90,6 +96,9 @@ impl Plan {
         }
         if let Some((at, vm)) = self.incoming_dies {
             faults.push((at, Event::IncomingDies(self.target_of(vm), vm)));
+        }
+        if let Some((at, target)) = self.falls_behind {
+            faults.push((at, Event::FallsBehind(target)));
         }
         faults
     }

@@ -43,6 +43,8 @@ pub struct SourceQemu {
     /// Pages that the guest dirties a tick.
     dirty_rate: usize,
     pub gone: bool,
+    /// Ticks that the stream has flowed.
+    patience: usize,
 }
 
 impl SourceQemu {
@@ -63,7 +65,12 @@ impl SourceQemu {
             socket_open: false,
             dirty_rate,
             gone: false,
+            patience: 0,
         }
+    }
+
+    pub fn dirty_pages(&self) -> usize {
+        self.dirty.len()
     }
 
     pub fn migrate(&mut self) {
@@ -72,7 +79,7 @@ impl SourceQemu {
         self.socket_open = true;
         self.composer = Composer::new();
         let mut head = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc".to_vec();
-        head.extend_from_slice(&[8, 0, 0, 0, 0, 8, 0, 1, 0, 4, 0, 0, 0, 1]);
+        head.extend_from_slice(&[8, 0, 1, 0, 0, 8, 0, 2, 0, 4, 0, 0, 0, 1]);
         head.extend_from_slice(&[1, 0, 0, 0, RAM_SECTION as u8, 3]);
         head.extend_from_slice(b"ram\0\0\0\0\0\0\0\x04");
         let total: u64 = self.blocks.iter().map(|block| block.bytes).sum();
@@ -115,7 +122,9 @@ impl SourceQemu {
             self.record(place);
         }
         self.composer.flush(&mut self.out);
-        if !self.held && self.dirty.len() <= self.dirty_rate * 2 {
+        // The hand-off accepts a longer stop the longer a guest does not converge.
+        self.patience += usize::from(!self.held);
+        if !self.held && self.dirty.len() <= self.dirty_rate * 2 + self.patience / 40 {
             self.complete();
         }
     }

@@ -44,6 +44,8 @@ pub struct Source {
     set_numbers: HashMap<TargetSet, u16>,
     acked: HashSet<(u64, u16)>,
     bodies: HashMap<u64, Arc<[u8]>>,
+    /// Targets whose reports no longer count.
+    out_of_scatter: HashSet<u16>,
     sockets: Vec<bool>,
     reported_end: Vec<bool>,
     finished: bool,
@@ -74,7 +76,7 @@ impl Source {
     pub fn new(plan: &Plan, keys: &SessionKeys, rng: &mut Rng) -> Self {
         let memory = |vm: u16| plan.memory(vm, rng);
         let memories: Vec<_> = (0..plan.vms).map(memory).collect();
-        let qemu = |(vm, memory)| SourceQemu::new(memory, plan.dirty_rates[vm], !plan.paused[vm]);
+        let qemu = |(vm, memory): (usize, _)| SourceQemu::new(memory, plan.dirty_rates[vm], !plan.paused[vm]);
         let qemus: Vec<SourceQemu> = memories.into_iter().enumerate().map(qemu).collect();
         let contents = collect(&qemus, keys);
         let placement: Vec<_> = (0..plan.vms).map(|vm| Some(TargetId(plan.target_of(vm) as u8))).collect();
@@ -115,6 +117,7 @@ impl Source {
             set_numbers,
             acked: HashSet::new(),
             bodies: HashMap::new(),
+            out_of_scatter: HashSet::new(),
             sockets: vec![false; qemus.len()],
             reported_end: vec![false; qemus.len()],
             qemus,
@@ -155,11 +158,17 @@ impl Source {
     }
 
     pub fn describe(&self) -> String {
-        describe(&self.session, self.qemus.len() as u16)
+        let state = |(vm, qemu): (usize, &SourceQemu)| {
+            let bytes = self.vms[vm].in_flight_bytes();
+            format!("VM {vm}: {} pages dirty, {:?}, {bytes} bytes in flight; ", qemu.dirty_pages(), qemu.migration)
+        };
+        let states: String = self.qemus.iter().enumerate().map(state).collect();
+        describe(&self.session, self.qemus.len() as u16) + &states
     }
 
     pub fn control(&mut self, net: &mut Net, target: u16, message: Message) {
         match message {
+            Message::Report(_) if self.out_of_scatter.contains(&target) => {}
             Message::Report(report) => self.sender.on_report(target, &report, net.now).expect("an honest target"),
             Message::Written { vm, next } => {
                 self.vms[usize::from(vm)].written(next).expect("an honest target");
@@ -169,9 +178,14 @@ impl Source {
         }
     }
 
-    pub fn target_lost(&mut self, net: &mut Net, target: u16) {
-        self.sender.remove_target(target, net.now);
+    pub fn target_lost(&mut self, net: &Net, target: u16) {
+        self.falls_behind(net, target);
         self.session.target_lost(target, "the host died");
+    }
+
+    pub fn falls_behind(&mut self, net: &Net, target: u16) {
+        self.out_of_scatter.insert(target);
+        self.sender.remove_target(target, net.now);
     }
 
     pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
@@ -187,14 +201,15 @@ impl Source {
 
     /// A millisecond of every QEMU and of the scatter.
     pub fn tick(&mut self, net: &mut Net) {
-        for (vm, qemu) in self.qemus.iter_mut().enumerate() {
-            qemu.tick(&mut net.rng, 128 * 1024);
+        for vm in 0..self.qemus.len() {
+            self.qemus[vm].tick(&mut net.rng, 128 * 1024);
+            self.send_stream(net, vm);
             let state = &mut self.vms[vm];
             let room = IN_FLIGHT.saturating_sub(state.in_flight_bytes());
             if !self.sockets[vm] || room == 0 {
                 continue;
             }
-            let bytes = qemu.read(room.min(state.trickle_room()));
+            let bytes = self.qemus[vm].read(room.min(state.trickle_room()));
             if let Err(error) = state.input(&bytes) {
                 self.session.failed(vm as u16, error.to_string());
                 continue;
@@ -251,7 +266,7 @@ impl Source {
                 SenderEvent::Acked { frame, target } => drop(self.acked.insert((frame, target))),
                 SenderEvent::Announce { target, spans } => net.control_to_target(target, Message::Sent(spans)),
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
-                SenderEvent::Expelled { .. } => {}
+                SenderEvent::Expelled { target } => drop(self.out_of_scatter.insert(target)),
             }
         }
         if self.scattering && self.plans.is_empty() && self.sender.is_idle() {

@@ -4,14 +4,16 @@
 //! the seed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::time::Duration;
 
 use vmscatter_core::page::{DigestKey, MacKey};
-use vmscatter_core::session::{Output, SessionKeys, SourceSession, TargetEntryKind, TargetSession, VmStage};
+use vmscatter_core::session::{Output, SessionKeys, SourceSession, TargetAction, TargetEntryKind, TargetSession, VmStage};
 use vmscatter_core::session::SourceEntryKind;
 use vmscatter_core::time::Time;
 use vmscatter_core::wire::control::Message;
+use vmscatter_core::wire::piece::PieceHeader;
+use vmscatter_core::wire::seal::Channel;
 
 use super::plan::Plan;
 use super::qemu::{Migration, TargetQemu};
@@ -39,6 +41,7 @@ pub enum Event {
     LossNoticed(u16),
     Cancel,
     IncomingDies(u16, u16),
+    FallsBehind(u16),
 }
 
 struct Scheduled {
@@ -121,7 +124,7 @@ impl Net {
             }
             let copies = if self.rng.one_in(50) { 2 } else { 1 };
             for _ in 0..copies {
-                let late = if self.rng.one_in(100) { 20 } else { 1 };
+                let late = if self.rng.one_in(60) { 1 + self.rng.below(80) as u32 } else { 1 };
                 let span = self.delay() * late;
                 let mut piece = piece.to_vec();
                 if self.rng.one_in(500) {
@@ -151,7 +154,8 @@ pub struct Tally {
     pub in_doubt: u32,
     pub withheld: u64,
     pub sent: u64,
-    pub shared_datagrams: u64,
+    /// Multicast datagrams that left the source.
+    pub datagrams: u64,
 }
 
 pub struct World {
@@ -160,6 +164,10 @@ pub struct World {
     source: Source,
     targets: Vec<Target>,
     finished: bool,
+    /// Multicast datagrams that arrived at each target.
+    pieces_at: Vec<u64>,
+    /// VMs whose targets know what QEMU said at the source.
+    digests: HashSet<u16>,
 }
 
 impl World {
@@ -191,11 +199,17 @@ impl World {
             datagrams_sent: 0,
             datagrams_lost: 0,
         };
-        World { net, plan, source, targets, finished: false }
+        let pieces_at = vec![0; usize::from(plan.targets)];
+        World { net, plan, source, targets, finished: false, pieces_at, digests: HashSet::new() }
     }
 
     /// Runs until the session ends, and checks what must hold; panics with what does not.
-    pub fn run(mut self) -> Tally {
+    pub fn run(self) -> Tally {
+        self.run_to_end().0
+    }
+
+    /// The same, and the network's counts besides.
+    pub fn run_to_end(mut self) -> (Tally, Vec<u64>) {
         self.net.after(TICK, Event::Tick);
         for (at, event) in self.plan.faults() {
             self.net.after(at, event);
@@ -212,7 +226,8 @@ impl World {
             }
         }
         assert!(self.finished, "nothing is left to happen, but the session has not ended: {}", self.source.describe());
-        self.check_end()
+        let pieces_at = std::mem::take(&mut self.pieces_at);
+        (self.check_end(), pieces_at)
     }
 
     /// What the targets still have to do after the source's session has ended: nothing that concerns a guest.
@@ -237,10 +252,15 @@ impl World {
                     self.source.control(&mut self.net, target, message);
                 }
             }
-            Event::ControlToTarget(target, message) => self.target_event(target, |session, now| {
-                session.message(now, message).expect("an honest source");
-            }),
+            Event::ControlToTarget(target, message) => {
+                if let Message::Digest { vm, .. } = &message {
+                    self.digests.insert(*vm);
+                }
+                self.target_event(target, |session, now| session.message(now, message).expect("an honest source"));
+            }
             Event::Piece(target, mut piece) => {
+                let piece_kind = PieceHeader::decode(&piece).map(|header| header.channel);
+                self.pieces_at[usize::from(target)] += u64::from(piece_kind == Ok(Channel::MULTICAST));
                 self.target_event(target, |session, now| session.piece(now, &mut piece));
             }
             Event::Resumed(target, vm, at) => self.target_event(target, |session, _| session.running(vm, at)),
@@ -257,6 +277,7 @@ impl World {
             Event::CompletedSeen(vm) => self.source.session.completed(vm),
             Event::Kill(target) => self.kill(target),
             Event::LossNoticed(target) => self.source.target_lost(&mut self.net, target),
+            Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
             Event::Cancel => self.source.session.cancel(),
             Event::IncomingDies(target, vm) => {
                 let state = &mut self.targets[usize::from(target)];
@@ -291,6 +312,9 @@ impl World {
         }
         event(&mut state.session, self.net.now);
         while let Some(action) = state.session.poll_action() {
+            if let TargetAction::Journal { vm, entry: TargetEntryKind::Vote } = &action {
+                assert!(self.digests.contains(vm), "VM {vm} was voted for before the digests were compared");
+            }
             self.source.perform_at_target(&mut self.net, target, action, &mut state.qemus, &mut state.busy);
         }
     }
@@ -319,7 +343,7 @@ impl World {
     }
 
     fn check_end(self) -> Tally {
-        let mut tally = Tally { shared_datagrams: self.net.datagrams_sent, ..Tally::default() };
+        let mut tally = Tally { datagrams: self.net.datagrams_sent, ..Tally::default() };
         for (vm, qemu) in self.source.qemus.iter().enumerate() {
             let vm = vm as u16;
             let target = self.plan.target_of(vm);
@@ -335,6 +359,8 @@ impl World {
                 }
                 Some(VmStage::Failed) => {
                     tally.stayed += 1;
+                    let reason = self.source.session.failure(vm).unwrap_or("");
+                    assert!(!reason.contains("digests differ"), "VM {vm} fails to verify: {reason}");
                     assert!(here || paused, "VM {vm} failed and does not run at the source");
                     assert!(!there, "VM {vm} failed and runs at the target");
                 }

@@ -175,6 +175,8 @@ struct Work {
     encoded: BTreeMap<u64, Option<(u16, Vec<u8>)>>,
     /// Targets that acknowledged each frame, as bits.
     acked: HashMap<u64, u128>,
+    /// Targets that have left the scatter, as bits.
+    left: u128,
     running: bool,
     stopped: bool,
     sealed: Vec<u8>,
@@ -206,6 +208,7 @@ impl Work {
             live: vec![true; setup.streams.len()],
             encoded: BTreeMap::new(),
             acked: HashMap::new(),
+            left: 0,
             running: false,
             stopped: false,
             sealed: Vec::new(),
@@ -293,15 +296,17 @@ impl Work {
                 self.plans = plans.into_iter();
                 self.running = true;
             }
+            // One that has left the scatter goes on acknowledging what was under way; that no longer counts.
+            Order::Report(target, _) if self.left & (1 << target) != 0 => {}
             Order::Report(target, report) => {
                 if let Err(error) = self.sender.on_report(target, &report, now) {
                     let _ = self.setup.events.send(Event::TargetLost(target, error.to_string()));
-                    self.sender.remove_target(target, now);
+                    self.remove_target(target);
                 }
                 self.sender_events();
             }
             Order::Unreached(set, target) => self.sender.serve_by_unicast(set, target),
-            Order::RemoveTarget(target) => self.sender.remove_target(target, now),
+            Order::RemoveTarget(target) => self.remove_target(target),
             Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
             Order::Settle(vm, target, stream) => {
                 let acked = |frame| self.acked.get(&frame).is_some_and(|targets| targets & (1 << target) != 0);
@@ -314,6 +319,11 @@ impl Work {
             }
             Order::Stop => self.stopped = true,
         }
+    }
+
+    fn remove_target(&mut self, target: u16) {
+        self.left |= 1 << target;
+        self.sender.remove_target(target, self.now());
     }
 
     /// Reads and encodes frames while the repair window has room.
@@ -432,6 +442,7 @@ impl Work {
                     self.setup.links[usize::from(target)].send(Message::Sent(spans));
                 }
                 SenderEvent::Expelled { target } => {
+                    self.left |= 1 << target;
                     tracing::warn!(
                         target = self.setup.links[usize::from(target)].name(),
                         "acknowledges nothing: it leaves the scatter, and gets its pages by the streams"
