@@ -259,6 +259,19 @@ impl Receiver {
         outcome
     }
 
+    /// Whether `piece`, the first of a data connection, comes from the source: a [`PieceKind::DataHello`] that is sealed
+    /// for this target under `set`, and seen for the first time. Opens it in place; what it is not is counted.
+    pub fn is_hello(&mut self, piece: &mut [u8], set: u16) -> bool {
+        let own = Channel::unicast(self.config.target);
+        match self.open(piece) {
+            Ok((header, _)) => header.kind == PieceKind::DataHello && header.set == set && header.channel == own,
+            Err(reason) => {
+                self.count(reason);
+                false
+            }
+        }
+    }
+
     fn open<'a>(&mut self, piece: &'a mut [u8]) -> Result<(PieceHeader, &'a mut [u8]), DropReason> {
         let header = PieceHeader::decode(piece).map_err(|_| DropReason::Malformed)?;
         if header.session != self.config.session {

@@ -85,6 +85,20 @@ fn streams_come_by_the_data_connection_only_and_probes_are_told() {
 }
 
 #[test]
+fn data_connection_is_the_source_s_once() {
+    let mut receiver = receiver();
+    let hello = PieceHeader::whole(PieceKind::DataHello, 1, SESSION, 0, 1);
+    let piece = sealed(&mut SealKey::new(&set_key(1), Channel::unicast(2)), &hello, &[0]);
+    let by_multicast = sealed(&mut source(), &hello, &[0]);
+    let forged = sealed(&mut SealKey::new(&[0; 32], Channel::unicast(2)), &hello, &[0]);
+    assert!(!receiver.is_hello(&mut by_multicast.clone(), 1));
+    assert!(!receiver.is_hello(&mut forged.clone(), 1));
+    assert!(receiver.is_hello(&mut piece.clone(), 1));
+    assert!(!receiver.is_hello(&mut piece.clone(), 1), "replayed");
+    assert_eq!((receiver.counters().forged, receiver.counters().replayed), (1, 1));
+}
+
+#[test]
 fn receiver_is_bounded() {
     let config = ReceiverConfig { session: SESSION, target: 2, bytes_max: 10_000, ..Default::default() };
     let mut receiver = Receiver::new(config, Time::ZERO);
