@@ -264,7 +264,9 @@ impl Receiver {
     pub fn is_hello(&mut self, piece: &mut [u8], set: u16) -> bool {
         let own = Channel::unicast(self.config.target);
         match self.open(piece) {
-            Ok((header, _)) => header.kind == PieceKind::DataHello && header.set == set && header.channel == own,
+            Ok((header, _)) => {
+                header.kind == PieceKind::DataHello && header.set == set && header.channel == own
+            }
             Err(reason) => {
                 self.count(reason);
                 false
