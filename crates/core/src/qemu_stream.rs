@@ -30,6 +30,9 @@ mod tests;
 pub use composer::{ComposeError, Composer};
 pub use error::{Name, ParseError, ParseErrorKind};
 pub use parser::{Event, Parser};
+/// SHUT(0), the return path's last message, as QEMU writes it: the gate of every hand-off.
+pub const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+
 pub use return_path::{ReturnError, ReturnErrorKind, ReturnMessage, ReturnParser};
 
 use crate::page::PAGE_SIZE;

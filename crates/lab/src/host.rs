@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
 
@@ -31,8 +32,11 @@ impl Deref for Host {
     }
 }
 
-/// One source host, target hosts and the network. Dropping it ends every process in it and removes all of it; a process
-/// has one lab at a time.
+/// Held by the process's lab: a second one waits, for two would disturb each other's figures.
+static ONE_LAB: Mutex<()> = Mutex::new(());
+
+/// One source host, target hosts and the network. Dropping it ends every process in it and removes all of it. A process
+/// has one lab at a time: [`Lab::new`] on another thread waits for it, on the same thread for ever.
 #[derive(Debug)]
 pub struct Lab {
     /// The host that guests leave.
@@ -42,28 +46,32 @@ pub struct Lab {
     /// Switch and counters.
     pub network: Network,
     directory: PathBuf,
+    // Last, so that all is gone when the next lab begins.
+    _only: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// A lab with `targets` target hosts, each link of `rate` in tc's notation. What dead labs left is removed first.
     pub fn new(targets: usize, rate: &str) -> Result<Self> {
         ensure!((1..MAX_HOSTS).contains(&targets), "a lab has 1 to {} target hosts", MAX_HOSTS - 1);
+        // A test that panicked with its lab has also removed it.
+        let only = ONE_LAB.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let directory = state::claim()?;
         // From here on whatever fails must be undone.
-        let built = Self::build(targets, rate, directory);
+        let built = Self::build(targets, rate, directory, only);
         if built.is_err() {
             state::remove(process::id());
         }
         built
     }
 
-    fn build(targets: usize, rate: &str, directory: PathBuf) -> Result<Self> {
+    fn build(targets: usize, rate: &str, directory: PathBuf, only: MutexGuard<'static, ()>) -> Result<Self> {
         state::disable_autogroup();
         let network = Network::create(&state::prefix(process::id()), rate)?;
         let source = make_host(&network, &directory, "source".to_owned(), 0)?;
         let targets =
             (1..=targets).map(|index| make_host(&network, &directory, format!("host{index}"), index));
-        Ok(Self { source, targets: targets.collect::<Result<_>>()?, network, directory })
+        Ok(Self { source, targets: targets.collect::<Result<_>>()?, network, directory, _only: only })
     }
 
     /// Adds one more host, which is in nobody's set unless it is named as a target.

@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use lab::demo::{self, DemoOptions};
+use lab::guest::DIRTY_KIB_PER_S;
 use lab::session::Settings;
 use lab::{Accel, GuestOptions, Mode, state};
 
@@ -46,7 +47,7 @@ struct DemoArguments {
     #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
     modes: Vec<Mode>,
     /// What each guest rewrites, KiB per second
-    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2048..))]
+    #[arg(long, default_value_t = DIRTY_KIB_PER_S, value_parser = clap::value_parser!(u32).range(2048..))]
     dirty: u32,
     /// Write the results to this file as JSON
     #[arg(long, value_name = "FILE")]

@@ -63,25 +63,11 @@ impl Namespace {
 
     /// Starts a program inside the namespace.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let program = command.get_program().to_owned();
-        self.inside(move || command.spawn())?
-            .with_context(|| format!("{} can't be started", program.display()))
+        let program = command.get_program().to_string_lossy().into_owned();
+        self.inside(move || command.spawn())?.with_context(|| format!("{program} can't be started"))
     }
 
-    /// Drops a random share of what arrives on eth0, `per_mille` of 1000; 0 drops nothing.
-    pub fn set_loss(&self, per_mille: u32) -> Result<()> {
-        ensure!(per_mille <= 1000, "a loss of {per_mille} per mille");
-        self.nft("add table netdev lab; delete table netdev lab")?;
-        if per_mille == 0 {
-            return Ok(());
-        }
-        self.nft(&format!(
-            "table netdev lab {{ chain loss {{ type filter hook ingress device eth0 priority 0; \
-             numgen random mod 1000 < {per_mille} drop }} }}"
-        ))
-    }
-
-    /// Gives `rules` to nft inside the namespace, for faults that [`Namespace::set_loss`] does not have.
+    /// Gives `rules` to nft inside the namespace, for faults that [`Network::set_loss`] does not have.
     pub fn nft(&self, rules: &str) -> Result<()> {
         let mut command = Command::new("nft");
         let child = self.spawn(command.arg(rules).stdin(Stdio::null()).stderr(Stdio::piped()))?;
@@ -115,12 +101,13 @@ impl Network {
         let switch = Namespace::create(format!("{prefix}sw"))?;
         let network = Self { prefix: prefix.to_owned(), switch, rate: rate.to_owned() };
         let ns = network.switch.name();
-        // Snooping without a querier would flood every port. Two startup queries a second apart find the first
-        // members; later ones keep the memberships of long sessions.
-        let bridge = "br0 type bridge mcast_snooping 1 mcast_querier 1 \
-                      mcast_query_interval 500 mcast_startup_query_interval 100";
-        let bridge: Vec<&str> = bridge.split_ascii_whitespace().collect();
-        run("ip", &[&["-n", ns, "link", "add"], &bridge[..]].concat())?;
+        // Snooping without a querier floods every port, and a querier trusts what it has learnt only once a response
+        // interval (10 s by default; here 0.2 s, before the querier is on) has passed. Times are in hundredths.
+        let timing = "mcast_snooping 1 mcast_query_response_interval 20 mcast_query_interval 500 \
+                      mcast_startup_query_interval 100";
+        let timing: Vec<&str> = timing.split_ascii_whitespace().collect();
+        run("ip", &[&["-n", ns, "link", "add", "br0", "type", "bridge"], &timing[..]].concat())?;
+        run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_querier", "1"])?;
         run("ip", &["-n", ns, "link", "set", "br0", "up"])?;
         Ok(network)
     }
@@ -153,6 +140,22 @@ impl Network {
             ],
         )
         .with_context(|| format!("a link of {}", self.rate))
+    }
+
+    /// Drops a random share of the packets that arrive at `link`'s host, `per_mille` of 1000; 0 drops nothing.
+    pub fn set_loss(&self, link: &Link, per_mille: u32) -> Result<()> {
+        ensure!(per_mille <= 1000, "a loss of {per_mille} per mille");
+        // A super-packet would be lost as a whole. The switch cuts it up behind the qdisc, as a network card would.
+        let segments = if per_mille == 0 { "65535" } else { "1" };
+        run("ip", &["-n", self.switch.name(), "link", "set", &link.port, "gso_max_segs", segments])?;
+        link.namespace.nft("table netdev lab; delete table netdev lab")?;
+        if per_mille == 0 {
+            return Ok(());
+        }
+        link.namespace.nft(&format!(
+            "table netdev lab {{ chain loss {{ type filter hook ingress device eth0 priority 0; \
+             numgen random mod 1000 < {per_mille} drop; }}; }}"
+        ))
     }
 
     /// Bytes that `link`'s host has sent.

@@ -77,6 +77,8 @@ pub struct GuestRow {
     pub running: bool,
     /// Longest time without a tick from the command to the end.
     pub tick_gap_ms: f64,
+    /// From the last tick at the source to the first at the target.
+    pub handover_gap_ms: Option<f64>,
     /// Whether all RAM was equal; null if not compared.
     pub ram_equal: Option<bool>,
     /// What it has rewritten, by its own clock.
@@ -110,6 +112,7 @@ impl GuestRow {
             verified: false,
             running: false,
             tick_gap_ms: f64::NAN,
+            handover_gap_ms: None,
             ram_equal: None,
             dirtied_kib_per_s: None,
             problem: None,

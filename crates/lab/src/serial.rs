@@ -217,6 +217,11 @@ pub fn is_gapless(ticks: &[Tick]) -> bool {
     ticks.iter().enumerate().all(|(index, tick)| tick.sequence == index as u64)
 }
 
+/// The time from the source's last tick to the target's first; None before the guest has ticked there.
+pub fn handover_gap(ticks: &[Tick]) -> Option<Duration> {
+    ticks.windows(2).find(|pair| pair[0].line != pair[1].line).map(|pair| pair[1].at - pair[0].at)
+}
+
 /// The longest time without a tick between `from` and `to`.
 pub fn longest_gap(ticks: &[Tick], from: Instant, to: Instant) -> Duration {
     let pairs = ticks.windows(2).filter(|pair| pair[1].at >= from && pair[0].at <= to);
@@ -242,6 +247,7 @@ mod tests {
         assert_eq!(ticks, [(0, 0), (1, 0), (2, 1), (3, 1)]);
         assert_eq!(state.lines, ["C ok"]);
         assert!(is_gapless(&state.ticks));
+        assert_eq!(handover_gap(&state.ticks), Some(state.ticks[2].at - state.ticks[1].at));
     }
 
     #[test]

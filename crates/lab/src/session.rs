@@ -248,6 +248,7 @@ fn check(guest: &Guest, arrival: &Result<Arrival>, target: &str, from: Instant, 
     row.ram_equal = arrival.ram_equal;
     row.downtime_ms = arrival.resumed.saturating_sub(arrival.stopped).as_secs_f64() * 1e3;
     row.tick_gap_ms = serial::longest_gap(&ticks, from, to).as_secs_f64() * 1e3;
+    row.handover_gap_ms = serial::handover_gap(&ticks).map(|gap| gap.as_secs_f64() * 1e3);
     row.problem = match &checked {
         Err(error) => Some(format!("{error:#}")),
         Ok(_) if !ticked => Some("no ticks at its target".to_owned()),

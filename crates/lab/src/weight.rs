@@ -3,6 +3,9 @@
 //! A real host has cores to spare for its agent; here the guests, the QEMUs' migration threads and the agents of all
 //! hosts share a few. So vCPU threads run at nice 19 in every mode alike. Nice counts only within one autogroup while the
 //! kernel has these on (each session has its own), so the lab switches them off while it runs.
+//!
+//! Checked with two spinning processes of each kind in sessions of their own, two cores, five seconds (Linux 6.18;
+//! hundredths of a second of processor time, low : normal): nice 19 with autogroups 434 : 437, without 8 : 544.
 
 use std::io;
 

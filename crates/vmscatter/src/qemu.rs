@@ -6,6 +6,7 @@
 //! - [`process`]: which process that QEMU is, and its mappings
 //! - [`memory`]: reading the guest's memory from outside
 
+pub mod capabilities;
 pub mod memory;
 pub mod monitor;
 pub mod process;

@@ -470,6 +470,16 @@ impl TargetSession {
         }
     }
 
+    /// Whether the VM's QEMU has loaded its whole stream.
+    pub fn is_loaded(&self, vm: u16) -> bool {
+        self.vms.get(&vm).is_some_and(|state| state.state.is_loaded())
+    }
+
+    /// Whether the VM's incoming QEMU is still wanted.
+    pub fn wants(&self, vm: u16) -> bool {
+        self.vms.get(&vm).is_some_and(|state| state.stage != Stage::Failed)
+    }
+
     /// Whether nothing is under way that must be seen through: no VM between the source's commit and its running here.
     pub fn is_settled(&self) -> bool {
         !self.vms.values().any(|state| matches!(state.stage, Stage::Committing | Stage::Resuming))

@@ -45,10 +45,14 @@ pub const CONFIG_BYTES_MAX: u64 = 256 * 1024;
 pub const MEMORY_RESERVE_MIB_DEFAULT: u64 = 512;
 /// Longest path of a Unix socket: `sun_path` less its terminator (`unix(7)`).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Longest `run_dir`: in it are sockets with a UUID and up to eight bytes around it in their names.
+pub const RUN_DIR_BYTES_MAX: usize = SOCKET_PATH_BYTES_MAX - 1 - 36 - 8;
 
-/// A checked configuration; all paths are absolute or as the operator's working directory has them.
+/// A checked configuration; all paths are absolute.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
+    /// What errors call the file: its path as the operator gave it.
+    pub origin: String,
     /// The host's name, as in its certificate.
     pub name: String,
     /// Where control connections come in.
@@ -194,7 +198,8 @@ impl AgentConfig {
         let origin = path.display().to_string();
         let raw: RawConfig = toml::from_str(text).map_err(|e| BadInput::toml(&origin, text, &e))?;
         let bad = |key: &str, detail: String| BadInput::new(&origin, format!("{key}: {detail}"));
-        let base = path.parent().unwrap_or(Path::new(""));
+        let absolute = std::path::absolute(path).map_err(|e| BadInput::file(path, os_text(&e)))?;
+        let base = absolute.parent().unwrap_or(Path::new("/"));
 
         if !is_host_name(&raw.name) {
             return Err(bad("name", format!("'{}' is no host name (lower case, as in DNS)", raw.name)));
@@ -215,6 +220,11 @@ impl AgentConfig {
                 format!("longer than {SOCKET_PATH_BYTES_MAX} bytes: {}", socket.display()),
             ));
         }
+        let run_dir = base.join(&raw.run_dir);
+        if run_dir.as_os_str().len() > RUN_DIR_BYTES_MAX {
+            let detail = format!("longer than {RUN_DIR_BYTES_MAX} bytes: {}", run_dir.display());
+            return Err(bad("run_dir", detail));
+        }
         check_programs(&raw.qemu.programs).map_err(|detail| bad("qemu.programs", detail))?;
         for peer in raw.tls.peers.iter().flatten() {
             if !is_host_name(peer) {
@@ -225,13 +235,14 @@ impl AgentConfig {
         for key in raw.values.keys() {
             guest_file::check_value_key(key).map_err(|detail| bad("values", detail))?;
         }
+        let memory = memory(raw.memory).map_err(|(key, detail)| bad(key, detail))?;
         Ok(AgentConfig {
             name: raw.name,
             listen: raw.listen,
             data_listen,
             socket,
             state_dir: base.join(raw.state_dir),
-            run_dir: base.join(raw.run_dir),
+            run_dir,
             tls: TlsConfig {
                 ca: base.join(raw.tls.ca),
                 cert: base.join(raw.tls.cert),
@@ -239,10 +250,16 @@ impl AgentConfig {
                 peers: raw.tls.peers,
             },
             programs: raw.qemu.programs,
-            memory: memory(raw.memory).map_err(|(key, detail)| bad(key, detail))?,
+            memory,
             multicast,
             values: raw.values,
+            origin,
         })
+    }
+
+    /// Something that the file says turned out to be wrong here.
+    pub fn bad(&self, key: &str, detail: impl std::fmt::Display) -> BadInput {
+        BadInput::new(&self.origin, format!("{key}: {detail}"))
     }
 
     /// What guest files are expanded with on this host.
@@ -352,6 +369,7 @@ mod tests {
     #[test]
     fn each_error_is_one_line_with_file_and_key() {
         let long = format!("socket = '/{}'", "x".repeat(120));
+        let long_run = format!("run_dir = '/{}'", "x".repeat(RUN_DIR_BYTES_MAX));
         let cases: &[(&str, &str, &str)] = &[
             ("name = 'node1'", "name = 'Node 1'", "name: "),
             ("name = 'node1'", "", "missing field `name`"),
@@ -360,6 +378,7 @@ mod tests {
             ("listen = '10.0.0.1:7940'", "listen = '10.0.0.1:65535'", "data_listen: "),
             ("listen = '10.0.0.1:7940'", "listen = '1.1.1.1:1'\ndata_listen = '1.1.1.1:1'", "data_listen: "),
             ("socket = '/run/v.sock'", &long, "socket: longer"),
+            ("run_dir = '/run/v'", &long_run, "run_dir: longer"),
             ("ca = 'ca.pem'", "ca = 3", "tls.ca: "),
             ("ca = 'ca.pem'", "ca = 'ca.pem'\npeers = ['N 2']", "tls.peers: "),
             ("programs = ['/usr/bin/qemu-system-x86_64']", "programs = []", "qemu.programs: "),

@@ -4,26 +4,23 @@
 //! dead one; they are sent and answered here and never reach the session. The first fault of either half ends both, and
 //! stays readable as the connection's [`PeerError`], which names the peer.
 
+mod handshake;
+mod stream;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_rustls::TlsStream;
 use vmscatter_core::limits::CONTROL_MESSAGE_BYTES_MAX;
-use vmscatter_core::wire::control::{
-    ControlError, Envelope, HELLO_MAGIC, Hello, Message, Resources, Uuid, VERSION_MAX, VERSION_MIN,
-    common_version,
-};
+use vmscatter_core::wire::control::{ControlError, Message, Resources, Uuid, VERSION_MAX, VERSION_MIN};
 
 use super::cancel::CancelToken;
 use super::config::os_text;
-use super::input::one_line;
-use super::tls::{TlsContext, dns_names};
+pub use handshake::hello;
+use stream::{read_loop, write_loop};
 
 /// From TCP's connect to both Hellos.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -66,6 +63,9 @@ pub enum Fault {
     /// The first message was no Hello.
     #[error("did not begin with Hello")]
     NoHello,
+    /// The peer closed the connection in place of its Hello.
+    #[error("refused the connection; its log says why")]
+    Refused,
     /// No version in common.
     #[error("speaks protocol versions {0} to {1}, this build {VERSION_MIN} to {VERSION_MAX}")]
     Version(u16, u16),
@@ -234,166 +234,6 @@ impl ControlReceiver {
     }
 }
 
-impl ControlConnection {
-    /// Connects to the host `name` at `addr`, and opens `session` there.
-    ///
-    /// # Errors
-    /// Within [`HANDSHAKE_DEADLINE`]: why there is no connection; the error names the host.
-    pub async fn connect(
-        addr: SocketAddr,
-        name: &str,
-        tls: &TlsContext,
-        hello: Hello,
-        session: Uuid,
-    ) -> Result<ControlConnection, PeerError> {
-        let label = format!("{name} ({addr})");
-        let handshake = async {
-            let tcp = TcpStream::connect(addr).await.map_err(|e| Fault::Connect(Arc::new(e)))?;
-            let server = ServerName::try_from(name.to_owned()).map_err(|_| Fault::Name(one_line(name)))?;
-            let (local_addr, tcp) = prepare(tcp)?;
-            let tls = tls.connector().connect(server, tcp).await.map_err(|e| Fault::Tls(Arc::new(e)))?;
-            let mut stream = TlsStream::Client(tls);
-            write_message(&mut stream, session, Message::Hello(hello)).await?;
-            let (answered, hello) = read_hello(&mut stream).await?;
-            if answered != session {
-                return Err(Fault::Session);
-            }
-            let peer = admit(&stream, hello, addr, local_addr, session)?;
-            if !peer.name.eq_ignore_ascii_case(name) {
-                return Err(Fault::Name(peer.name));
-            }
-            Ok((stream, peer))
-        };
-        finish_handshake(label, handshake).await
-    }
-
-    /// Takes a connection in and answers its Hello.
-    ///
-    /// # Errors
-    /// Within [`HANDSHAKE_DEADLINE`]: why the peer was turned away; the error names its address.
-    pub async fn accept(
-        tcp: TcpStream,
-        addr: SocketAddr,
-        tls: &TlsContext,
-        hello: Hello,
-    ) -> Result<ControlConnection, PeerError> {
-        let handshake = async {
-            let (local_addr, tcp) = prepare(tcp)?;
-            let accepted = tls.acceptor().accept(tcp).await.map_err(|e| Fault::Tls(Arc::new(e)))?;
-            let mut stream = TlsStream::Server(accepted);
-            let (session, theirs) = read_hello(&mut stream).await?;
-            // Before any judgement, so that the peer too can tell which versions there are.
-            write_message(&mut stream, session, Message::Hello(hello)).await?;
-            let peer = admit(&stream, theirs, addr, local_addr, session)?;
-            if !tls.permits(&peer.name) {
-                return Err(Fault::NotPermitted);
-            }
-            Ok((stream, peer))
-        };
-        finish_handshake(addr.to_string(), handshake).await
-    }
-}
-
-/// Our Hello; a source leaves `resources` at its default.
-pub fn hello(name: &str, resources: Resources) -> Hello {
-    Hello {
-        magic: HELLO_MAGIC,
-        version_min: VERSION_MIN,
-        version_max: VERSION_MAX,
-        features: 0,
-        name: name.to_owned(),
-        resources,
-    }
-}
-
-async fn finish_handshake(
-    label: String,
-    handshake: impl Future<Output = Result<(TlsStream<TcpStream>, PeerInfo), Fault>>,
-) -> Result<ControlConnection, PeerError> {
-    match timeout(HANDSHAKE_DEADLINE, handshake).await {
-        Ok(Ok((stream, peer))) => Ok(start(stream, peer)),
-        Ok(Err(fault)) => Err(PeerError { peer: label, fault }),
-        Err(_) => Err(PeerError { peer: label, fault: Fault::Handshake }),
-    }
-}
-
-fn prepare(tcp: TcpStream) -> Result<(SocketAddr, TcpStream), Fault> {
-    let lost = |e| Fault::Lost(Arc::new(e));
-    tcp.set_nodelay(true).map_err(lost)?;
-    Ok((tcp.local_addr().map_err(lost)?, tcp))
-}
-
-/// Checks a Hello against the certificate that came with the connection.
-fn admit(
-    stream: &TlsStream<TcpStream>,
-    hello: Hello,
-    addr: SocketAddr,
-    local_addr: SocketAddr,
-    session: Uuid,
-) -> Result<PeerInfo, Fault> {
-    let certificates: &[CertificateDer<'_>] = stream.get_ref().1.peer_certificates().unwrap_or(&[]);
-    let names = certificates.first().map(dns_names).unwrap_or_default();
-    if hello.magic != HELLO_MAGIC {
-        return Err(Fault::NoHello);
-    }
-    if !names.iter().any(|n| n.eq_ignore_ascii_case(&hello.name)) {
-        return Err(Fault::Name(one_line(&hello.name)));
-    }
-    let version = common_version(&hello).ok_or(Fault::Version(hello.version_min, hello.version_max))?;
-    Ok(PeerInfo {
-        name: hello.name.to_ascii_lowercase(),
-        addr,
-        local_addr,
-        session,
-        version,
-        features: hello.features,
-        resources: hello.resources,
-    })
-}
-
-async fn read_hello<R: AsyncRead + Unpin>(stream: &mut R) -> Result<(Uuid, Hello), Fault> {
-    match read_envelope(stream).await? {
-        Some((Envelope { session, message: Message::Hello(hello) }, _)) => Ok((session, hello)),
-        Some(_) => Err(Fault::NoHello),
-        None => Err(Fault::Closed),
-    }
-}
-
-/// The next envelope and the length of its body; `None` at the end of the stream, between messages.
-async fn read_envelope<R: AsyncRead + Unpin>(stream: &mut R) -> Result<Option<(Envelope, usize)>, Fault> {
-    let lost = |e| Fault::Lost(Arc::new(e));
-    let mut prefix = [0; 4];
-    if stream.read(&mut prefix[..1]).await.map_err(lost)? == 0 {
-        return Ok(None);
-    }
-    stream.read_exact(&mut prefix[1..]).await.map_err(lost)?;
-    let len = Envelope::body_len(prefix).map_err(Fault::Malformed)?;
-    // Grows as bytes arrive, never by what the prefix says.
-    let mut body = Vec::new();
-    stream.take(len as u64).read_to_end(&mut body).await.map_err(lost)?;
-    if body.len() < len {
-        return Err(Fault::Malformed(ControlError::Malformed));
-    }
-    let envelope = Envelope::decode(&body).map_err(Fault::Malformed)?;
-    Ok(Some((envelope, len)))
-}
-
-async fn write_message<W: AsyncWrite + Unpin>(
-    stream: &mut W,
-    session: Uuid,
-    message: Message,
-) -> Result<(), Fault> {
-    let bytes = Envelope { session, message }.encode().map_err(Fault::TooLong)?;
-    let write = async {
-        stream.write_all(&bytes).await?;
-        stream.flush().await
-    };
-    match timeout(WRITE_DEADLINE, write).await {
-        Ok(result) => result.map_err(|e| Fault::Lost(Arc::new(e))),
-        Err(_) => Err(Fault::Stalled),
-    }
-}
-
 /// Starts the two halves.
 fn start(stream: TlsStream<TcpStream>, peer: PeerInfo) -> ControlConnection {
     let shared = Arc::new(Shared {
@@ -439,80 +279,6 @@ fn start(stream: TlsStream<TcpStream>, peer: PeerInfo) -> ControlConnection {
         sender: ControlSender { queue: out_queue, shared: shared.clone() },
         receiver: ControlReceiver { queue: incoming, shared },
         peer,
-    }
-}
-
-/// Reads until the peer closes in order (`Ok`), or until the session has dropped its receiver (`Ok`).
-async fn read_loop<R: AsyncRead + Unpin>(
-    mut stream: R,
-    session: Uuid,
-    queue: &mpsc::Sender<Incoming>,
-    pong: watch::Sender<Option<u64>>,
-) -> Result<(), Fault> {
-    let room = Arc::new(Semaphore::new(QUEUE_BYTES_MAX));
-    loop {
-        let read = timeout(SILENCE_MAX, read_envelope(&mut stream));
-        let next = tokio::select! {
-            next = read => next.map_err(|_| Fault::Silent)??,
-            () = queue.closed() => return Ok(()),
-        };
-        let Some((envelope, len)) = next else { return Ok(()) };
-        if envelope.session != session {
-            return Err(Fault::Session);
-        }
-        match envelope.message {
-            Message::Hello(_) => return Err(Fault::Session),
-            Message::Ping(number) => {
-                pong.send_replace(Some(number));
-            }
-            Message::Pong(_) => {}
-            message => {
-                // While the session is slow nothing is read; its own deadlines decide how long that may last.
-                let permits = u32::try_from(len).unwrap_or(u32::MAX);
-                let Ok(room) = room.clone().acquire_many_owned(permits).await else { return Ok(()) };
-                if queue.send(Incoming { message, _room: room }).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
-/// Writes until the session has dropped its senders and all is written.
-async fn write_loop<W: AsyncWrite + Unpin>(
-    mut stream: W,
-    session: Uuid,
-    queue: &mut mpsc::Receiver<Message>,
-    mut pongs: watch::Receiver<Option<u64>>,
-) -> Result<(), Fault> {
-    let mut pings = 0;
-    let mut reader_lives = true;
-    loop {
-        let quiet_until = Instant::now() + PING_INTERVAL;
-        let message = tokio::select! {
-            changed = pongs.changed(), if reader_lives => match changed {
-                Ok(()) => pongs.borrow_and_update().map(Message::Pong),
-                Err(_) => {
-                    reader_lives = false;
-                    None
-                }
-            },
-            next = timeout_at(quiet_until, queue.recv()) => match next {
-                Ok(Some(message)) => Some(message),
-                Ok(None) => break,
-                Err(_) => {
-                    pings += 1;
-                    Some(Message::Ping(pings))
-                }
-            },
-        };
-        if let Some(message) = message {
-            write_message(&mut stream, session, message).await?;
-        }
-    }
-    match timeout(WRITE_DEADLINE, stream.shutdown()).await {
-        Ok(result) => result.map_err(|e| Fault::Lost(Arc::new(e))),
-        Err(_) => Err(Fault::Stalled),
     }
 }
 

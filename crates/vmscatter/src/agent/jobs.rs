@@ -13,8 +13,8 @@ use vmscatter_core::limits::SESSION_VMS_MAX;
 use super::cancel::CancelToken;
 use super::input::one_line;
 use super::protocol::{JobKind, JobState, JobStatus};
-use crate::report::event::{JobEvent, JobOutcome, Phase, Progress};
-use crate::report::outcome::{Exit, GuestOutcome, MigrateOutcome, ScanOutcome};
+use crate::report::event::{JobEvent, JobOutcome, Progress};
+use crate::report::outcome::{Exit, MigrateOutcome, ScanOutcome};
 
 /// Jobs that have ended and are still known, for `attach` and `status`.
 pub const ENDED_JOBS_MAX: usize = 32;
@@ -291,28 +291,21 @@ impl EventSink {
         self.job.id
     }
 
-    /// A phase of the whole job, or of one guest, has begun.
-    pub fn phase(&self, guest: Option<&str>, phase: Phase) {
-        tracing::info!(job = self.job.id, guest, %phase, "phase");
-        self.job.push(JobEvent::Phase { guest: guest.map(str::to_owned), phase });
-    }
-
-    /// Where the counters stand; a few times a second is enough.
-    pub fn progress(&self, progress: Progress) {
-        self.job.push(JobEvent::Progress(progress));
-    }
-
-    /// A guest has moved or stayed.
-    pub fn guest(&self, outcome: GuestOutcome) {
-        tracing::info!(job = self.job.id, guest = outcome.name, status = outcome.status.name(), "guest");
-        self.job.push(JobEvent::Guest(outcome));
-    }
-
-    /// Something that the operator should know and that stopped nothing.
-    pub fn warning(&self, guest: Option<&str>, text: &str) {
-        let text = one_line(text);
-        tracing::warn!(job = self.job.id, guest, "{text}");
-        self.job.push(JobEvent::Warning { guest: guest.map(str::to_owned), text });
+    /// Says `event`: logs it, keeps it, and wakes who listens. Counters a few times a second are enough.
+    /// [`JobEvent::Done`] is not the work's to say; it comes of itself when the work returns.
+    pub fn emit(&self, event: JobEvent) {
+        let job = self.job.id;
+        match &event {
+            JobEvent::Phase { guest, phase } => tracing::info!(job, guest, %phase, "phase"),
+            JobEvent::Guest(outcome) => {
+                let reason = outcome.reason.as_deref().map(one_line);
+                tracing::info!(job, guest = outcome.name, status = outcome.status.name(), reason, "guest");
+            }
+            JobEvent::Warning { guest, text } => tracing::warn!(job, guest, "{}", one_line(text)),
+            JobEvent::Progress(_) => {}
+            JobEvent::Done { .. } => return,
+        }
+        self.job.push(event);
     }
 }
 

@@ -153,14 +153,15 @@ pub fn run(config: AgentConfig) -> Result<(), AgentError> {
 async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| AgentError::Os("SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| AgentError::Os("SIGINT", e))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| AgentError::Os("SIGHUP", e))?;
     let tls = TlsContext::load(&config.tls, &config.name)?;
     if let Some(name) = &config.multicast.interface {
-        Interface::named(name).map_err(|e| BadInput::new("multicast.interface", e.to_string()))?;
+        Interface::named(name).map_err(|e| config.bad("multicast.interface", e))?;
     }
     let _lock = lock_state(&config.state_dir)?;
     make_dir(&config.run_dir)?;
     let bind_error = |key: &str, addr: SocketAddr, e: &std::io::Error| {
-        BadInput::new(key, format!("cannot listen on {addr}: {}", os_text(e)))
+        config.bad(key, format!("cannot listen on {addr}: {}", os_text(e)))
     };
     let control =
         TcpListener::bind(config.listen).await.map_err(|e| bind_error("listen", config.listen, &e))?;
@@ -185,9 +186,13 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     announce(&context);
     let control_loop = tokio::spawn(accept_control(context.clone(), control));
     let local_loop = tokio::spawn(accept_local(context.clone(), local));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // Guests on their way must not depend on the terminal from which the agent was started.
+            _ = hangup.recv() => tracing::info!("hang-up ignored"),
+        }
     }
     tracing::info!("stopping");
     context.shutdown.cancel();

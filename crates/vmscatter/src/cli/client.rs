@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::options::ViewOptions;
 use super::{Failure, complain};
+use crate::agent::input::one_line;
 use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
 use crate::report::event::{JobEvent, JobOutcome};
@@ -50,13 +51,13 @@ enum Interrupt {
 
 /// Starts a job and shows it.
 pub(super) fn run(socket: &Path, request: LocalRequest, view: View) -> Result<Exit, Failure> {
-    block_on(async { follow(Connection::open(socket, &request).await?, view, Interrupt::Cancels).await })
+    block_on(follow(socket, &request, view, Interrupt::Cancels))
 }
 
 /// Shows a job that was started before.
 pub(super) fn attach(socket: &Path, job: u64, view: View) -> Result<Exit, Failure> {
     let request = LocalRequest::Attach { job };
-    block_on(async { follow(Connection::open(socket, &request).await?, view, Interrupt::Leaves).await })
+    block_on(follow(socket, &request, view, Interrupt::Leaves))
 }
 
 /// Cancels a job.
@@ -90,9 +91,16 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     runtime.block_on(work)
 }
 
-async fn follow(mut connection: Connection, view: View, interrupt: Interrupt) -> Result<Exit, Failure> {
+async fn follow(
+    socket: &Path,
+    request: &LocalRequest,
+    view: View,
+    interrupt: Interrupt,
+) -> Result<Exit, Failure> {
+    // Before the request leaves: from then on Ctrl-C must find the job.
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|e| Failure::Other(anyhow::Error::new(e).context("SIGINT")))?;
+    let mut connection = Connection::open(socket, request).await?;
     let LocalReply::Job { job } = connection.next().await? else { return Err(connection.unexpected()) };
     if view == View::Detached {
         print(&format!("job {job}\n"));
@@ -112,7 +120,7 @@ async fn follow(mut connection: Connection, view: View, interrupt: Interrupt) ->
                 }
                 cancelled = true;
                 progress.line(&format!("cancelling job {job}; Ctrl-C again leaves it alone"));
-                Connection::open(&connection.socket, &LocalRequest::Cancel { job }).await?.done().await?;
+                Connection::open(socket, &LocalRequest::Cancel { job }).await?.done().await?;
                 continue;
             }
         };
@@ -135,7 +143,7 @@ async fn next(interrupts: &mut Signal) {
 
 fn show(outcome: &JobOutcome, view: View) -> Result<(), Failure> {
     if let Some(error) = outcome.error() {
-        complain(error);
+        complain(&one_line(error));
     }
     match (view, outcome) {
         (View::Json, JobOutcome::Migrate(outcome)) => print(&to_json(outcome)?),

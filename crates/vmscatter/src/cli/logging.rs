@@ -15,5 +15,7 @@ pub(super) fn init() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // It would panic if standard error were gone.
+        .log_internal_errors(false)
         .init();
 }

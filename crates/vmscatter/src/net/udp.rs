@@ -167,19 +167,19 @@ impl GroupReceivers {
         GroupReceivers::default()
     }
 
-    /// Joins `group` for what `source` sends to it, on `interface`; what arrives goes to `batches`, and this waits
-    /// (and the kernel drops) while that is full.
+    /// Joins `group` on `interface`, for what `source` sends to it only if one is named. What arrives goes to
+    /// `batches`; while that is full its thread waits, and the kernel drops.
     ///
     /// # Errors
     /// Those of the socket, and for IPv6, which is not spoken yet.
     pub fn join(
         &mut self,
         group: SocketAddr,
-        source: IpAddr,
+        source: Option<IpAddr>,
         interface: &Interface,
         batches: &Sender<PieceBatch>,
     ) -> io::Result<()> {
-        let (addr, source) = (only_v4(group.ip())?, only_v4(source)?);
+        let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
         // Bound to the group, so that nothing else that comes to this port is read.
@@ -215,12 +215,13 @@ impl Drop for GroupReceivers {
     }
 }
 
-/// For the source's address only, which also holds off others on the same group; where the kernel or the group does not
-/// have that, for any source.
-fn join(socket: &Socket, group: Ipv4Addr, source: Ipv4Addr, interface: &Interface) -> io::Result<()> {
-    if let Some(own) = interface.ipv4 {
-        if socket.join_ssm_v4(&source, &group, &own).is_ok() {
-            return Ok(());
+/// For one source only, which also holds off others on the same group; where the kernel does not have that for this
+/// group, for any.
+fn join(socket: &Socket, group: Ipv4Addr, source: Option<Ipv4Addr>, interface: &Interface) -> io::Result<()> {
+    if let Some((source, own)) = source.zip(interface.ipv4) {
+        match socket.join_ssm_v4(&source, &group, &own) {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::debug!(%group, "joined for any source, not only {source}: {error}"),
         }
     }
     socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(interface.index))
@@ -275,7 +276,7 @@ impl GroupReceiver {
 }
 
 /// A group for a target set, random so that two sources that drain to one target never meet.
-pub fn random_group(config: &MulticastConfig, _source: IpAddr) -> IpAddr {
+pub fn random_group(config: &MulticastConfig) -> IpAddr {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
     let prefix = config.prefix;
@@ -296,7 +297,7 @@ mod tests {
     fn group(port: u16) -> SocketAddr {
         let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };
         let config = MulticastConfig { interface: None, prefix, source_specific: true };
-        let group = random_group(&config, LOCALHOST);
+        let group = random_group(&config);
         assert!(matches!(group, IpAddr::V4(addr) if addr.octets()[..2] == [239, 255]));
         SocketAddr::new(group, port)
     }
@@ -321,7 +322,7 @@ mod tests {
         let (to_batches, batches) = bounded(1000);
         let mut receivers = GroupReceivers::new();
         let lo = Interface::with_address(LOCALHOST).expect("every host has a loopback interface");
-        receivers.join(group, source, &lo, &to_batches).expect("loopback takes multicast");
+        receivers.join(group, Some(source), &lo, &to_batches).expect("loopback takes multicast");
         let bytes: Vec<u8> = (0..100_000u32).map(|at| (at / 7) as u8).collect();
         sender.send(group, &bytes, 1400).unwrap();
         let (pieces, reads) = collect(&batches, bytes.len());
@@ -365,7 +366,7 @@ mod tests {
         let mut receivers = GroupReceivers::new();
         let lo = Interface::with_address(LOCALHOST).unwrap();
         let stranger = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
-        receivers.join(group, stranger, &lo, &to_batches).unwrap();
+        receivers.join(group, Some(stranger), &lo, &to_batches).unwrap();
         MulticastSender::bind(LOCALHOST).unwrap().send(group, &[1; 100], 100).unwrap();
         MulticastSender::bind(stranger).unwrap().send(group, &[2; 100], 100).unwrap();
         assert_eq!(collect(&batches, 100).0, [vec![2; 100]]);

@@ -3,7 +3,6 @@
 //! Nothing here waits for QMP: what a monitor is asked runs in a task of its own, since a monitor may hang while
 //! its guest is stopped. Deadlines act by closing sockets.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -455,9 +454,4 @@ async fn follow(monitor: &Monitor, stream: &Stream, share: f64) -> Result<(), St
             let _ = tokio::time::timeout(Duration::from_secs(1), monitor.limit_switchover(limits)).await;
         }
     }
-}
-
-/// The names of sessions' VMs by number, for reports.
-pub(super) fn names(vms: &[Vm]) -> HashMap<u16, String> {
-    (0..).zip(vms.iter().map(|vm| vm.guest.name.clone())).collect()
 }

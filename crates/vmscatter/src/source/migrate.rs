@@ -1,7 +1,7 @@
 //! `migrate`: a session from the request to the report, phase by phase.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -265,14 +265,13 @@ impl Run {
 
     /// The sets of several targets, with their wire numbers, keys and groups; below them stands each target's own.
     fn multicast_sets(&self, schedule: &Schedule, links: &[Arc<TargetLink>]) -> Vec<SetLink> {
-        let source = links.first().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |link| link.local_addr().ip());
         let port = 1024 + u16::from_be_bytes(random()) % 60_000;
         let set = |(at, plan): (usize, &SetPlan)| SetLink {
             number: (links.len() + at) as u16,
             set: plan.set,
             key: random(),
             group: (at < GROUPS_MAX)
-                .then(|| SocketAddr::new(random_group(&self.ctx.config.multicast, source), port)),
+                .then(|| SocketAddr::new(random_group(&self.ctx.config.multicast), port)),
         };
         schedule.multicast().iter().enumerate().map(set).collect()
     }

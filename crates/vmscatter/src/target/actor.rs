@@ -218,6 +218,10 @@ impl Actor {
             Ok(started) => started,
             Err(reason) => return self.session.failed(vm, reason),
         };
+        // It may have been given up while its QEMU started.
+        if !self.session.wants(vm) {
+            return self.runtime.block_on(incoming.kill());
+        }
         let pipe = Pipe::start(vm, socket, &self.to_events);
         let Some(state) = self.vms.get_mut(&vm) else { return };
         state.incoming = Some(incoming);
@@ -260,7 +264,8 @@ impl Actor {
                 (None, _) => Ok(()),
                 (Some(_), Err(error)) => Err(error.to_string()),
                 (Some(group), Ok(interface)) => {
-                    let source = self.about.peer.addr.ip();
+                    let specific = self.ctx.config.multicast.source_specific;
+                    let source = specific.then_some(self.about.peer.addr.ip());
                     self.groups.join(group, source, interface, &self.to_batches).map_err(|e| e.to_string())
                 }
             };

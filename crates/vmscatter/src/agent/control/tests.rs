@@ -1,11 +1,16 @@
 use std::path::Path;
 
+use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use vmscatter_core::wire::control::Report;
+use tokio::time::Instant;
+use vmscatter_core::wire::control::{Envelope, Hello, Report};
 
+use super::stream::{read_envelope, write_message};
 use super::*;
 use crate::agent::config::TlsConfig;
 use crate::agent::keys;
+use crate::agent::tls::TlsContext;
 
 const SESSION: Uuid = [9; 16];
 
@@ -208,10 +213,14 @@ async fn a_list_of_peers_is_kept() {
     make_keys(dir.path(), &["a", "b"]);
     for (peers, good) in [(&["c"][..], false), (&["c", "a"][..], true)] {
         let pair = Pair { source: tls(dir.path(), "a", None), target: tls(dir.path(), "b", Some(peers)) };
-        let (_, target) = pair.meet("b", hello("a", Resources::default())).await;
-        match target {
-            Ok(_) => assert!(good),
-            Err(error) => assert!(!good && matches!(error.fault, Fault::NotPermitted), "{error}"),
+        let (source, target) = pair.meet("b", hello("a", Resources::default())).await;
+        match (source, target) {
+            (Ok(_), Ok(_)) => assert!(good),
+            (Err(source), Err(target)) => {
+                assert!(!good && matches!(target.fault, Fault::NotPermitted), "{target}");
+                assert!(matches!(source.fault, Fault::Refused), "{source}");
+            }
+            sides => panic!("{sides:?}"),
         }
     }
 }

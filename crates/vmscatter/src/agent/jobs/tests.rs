@@ -1,5 +1,5 @@
 use super::*;
-use crate::report::outcome::Exit;
+use crate::report::event::Phase;
 
 fn done() -> JobOutcome {
     JobOutcome::Scan(ScanOutcome::cancelled())
@@ -17,6 +17,10 @@ async fn read_all(job: &Job) -> Vec<JobEvent> {
     }
 }
 
+fn phase(phase: Phase) -> JobEvent {
+    JobEvent::Phase { guest: None, phase }
+}
+
 fn progress(guest: &str, done_bytes: u64) -> Progress {
     Progress { guest: Some(guest.into()), done_bytes, ..Progress::default() }
 }
@@ -26,19 +30,19 @@ async fn events_are_kept_in_order_and_counters_replaced() {
     let jobs = Jobs::default();
     let job = jobs
         .start(JobKind::Scan, vec!["a".into()], |sink, _| async move {
-            sink.phase(None, Phase::Collect);
+            sink.emit(phase(Phase::Collect));
             for bytes in 0..100 {
-                sink.progress(progress("a", bytes));
-                sink.progress(progress("b", bytes * 2));
+                sink.emit(JobEvent::Progress(progress("a", bytes)));
+                sink.emit(JobEvent::Progress(progress("b", bytes * 2)));
             }
-            sink.phase(None, Phase::Report);
+            sink.emit(phase(Phase::Report));
             done()
         })
         .unwrap();
     job.ended().await;
     let events = read_all(&job).await;
     assert_eq!(events.len(), 5, "{events:?}");
-    assert_eq!(events[0], JobEvent::Phase { guest: None, phase: Phase::Collect });
+    assert_eq!(events[0], phase(Phase::Collect));
     assert_eq!(events[1], JobEvent::Progress(progress("a", 99)));
     assert_eq!(events[2], JobEvent::Progress(progress("b", 198)));
     assert_eq!(events[4], JobEvent::Done { outcome: done() });
@@ -52,7 +56,7 @@ async fn a_listener_waits_for_what_comes_and_a_late_one_gets_it_again() {
     let (go, gone) = tokio::sync::oneshot::channel::<()>();
     let job = jobs
         .start(JobKind::Scan, vec![], |sink, _| async move {
-            sink.phase(None, Phase::Collect);
+            sink.emit(phase(Phase::Collect));
             gone.await.unwrap();
             done()
         })
