@@ -55,16 +55,20 @@ const RATE_START: u64 = 12_500_000;
 const RATE_MIN: u64 = 125_000;
 const STARTUP_GAIN: f64 = 2.0;
 const DRAIN_GAIN: f64 = 0.75;
-const PROBE_GAIN: f64 = 1.10;
+const PROBE_GAIN: f64 = 1.05;
 /// For the probe after one that found more.
 const PROBE_GAIN_FAST: f64 = 1.25;
-const AFTER_PROBE_GAIN: f64 = 0.93;
-const CRUISE_GAIN: f64 = 0.985;
+/// Growth of the base over a cycle that says that the last probe found more.
+const PROBE_FOUND: f64 = 1.03;
+const AFTER_PROBE_GAIN: f64 = 0.95;
+const CRUISE_GAIN: f64 = 0.99;
 /// A probe, a pause and this many rounds of cruising.
 const ROUNDS: u32 = 8;
 const ROUND: Duration = Duration::from_millis(60);
 /// How long an arrived rate counts: two cycles.
 const MEMORY: Duration = Duration::from_millis(960);
+/// The same at a sign of congestion: what arrived while the queue filled is what the path takes.
+const CONGESTED_MEMORY: Duration = Duration::from_millis(100);
 /// Growth of the base that keeps the start going.
 const GROWTH: f64 = 1.25;
 /// Samples of each member without growth that end it.
@@ -88,6 +92,8 @@ pub struct WorstMember {
     gain: f64,
     /// The base when the current cycle of probing began.
     cycle_base: u64,
+    /// There was a sign of congestion since.
+    cycle_congested: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -126,18 +132,21 @@ impl Member {
         let congested = sample.loss > usual + LOSS_EXCESS || sample.queue_delay > QUEUE_DELAY_MAX;
         if congested {
             let floor = if sample.limited { LIMITED_FALL * self.base().unwrap_or(0) as f64 } else { 0.0 };
-            self.best.clear();
-            self.best.push_back((now, rate.max(floor as u64)));
+            self.remember(now, rate.max(floor as u64), CONGESTED_MEMORY);
         } else if !sample.limited || self.base().is_none_or(|base| rate > base) {
-            while self.best.back().is_some_and(|(_, less)| *less <= rate) {
-                self.best.pop_back();
-            }
-            self.best.push_back((now, rate));
-            while self.best.len() > 1 && now.since(self.best[0].0) > MEMORY {
-                self.best.pop_front();
-            }
+            self.remember(now, rate, MEMORY);
         }
         congested
+    }
+
+    fn remember(&mut self, now: Time, rate: u64, memory: Duration) {
+        while self.best.back().is_some_and(|(_, less)| *less <= rate) {
+            self.best.pop_back();
+        }
+        self.best.push_back((now, rate));
+        while now.since(self.best[0].0) > memory {
+            self.best.pop_front();
+        }
     }
 }
 
@@ -145,7 +154,13 @@ impl WorstMember {
     /// Starts at 100 Mbit/s.
     pub fn new() -> Self {
         let phase = Phase::Startup { base: 0, stalls: 0 };
-        WorstMember { members: BTreeMap::new(), phase, gain: STARTUP_GAIN, cycle_base: 0 }
+        WorstMember {
+            members: BTreeMap::new(),
+            phase,
+            gain: STARTUP_GAIN,
+            cycle_base: 0,
+            cycle_congested: false,
+        }
     }
 
     fn base(&self) -> Option<u64> {
@@ -156,8 +171,9 @@ impl WorstMember {
         let base = self.base().unwrap_or(RATE_START);
         self.gain = match round {
             0 => {
-                let grew = base as f64 > self.cycle_base as f64 * 1.04;
-                self.cycle_base = base;
+                let grew = base as f64 > self.cycle_base as f64 * PROBE_FOUND;
+                let grew = self.cycle_base == 0 || (grew && !self.cycle_congested);
+                (self.cycle_base, self.cycle_congested) = (base, false);
                 if grew { PROBE_GAIN_FAST } else { PROBE_GAIN }
             }
             1 => AFTER_PROBE_GAIN,
@@ -168,9 +184,10 @@ impl WorstMember {
 
     /// The start is over: what has queued up drains before the first probe.
     fn end_startup(&mut self, now: Time) {
-        self.cycle_base = self.base().unwrap_or(RATE_START);
-        self.enter_round(now, 1);
+        self.enter_round(now, ROUNDS - 1);
         self.gain = DRAIN_GAIN;
+        // What arrived while the queue overflowed may be less than the link takes: the first probe is a fast one.
+        self.cycle_base = 0;
     }
 }
 
@@ -183,6 +200,7 @@ impl Default for WorstMember {
 impl CongestionControl for WorstMember {
     fn on_sample(&mut self, now: Time, target: u16, sample: &Sample) {
         let congested = self.members.entry(target).or_default().learn(now, sample);
+        self.cycle_congested |= congested;
         let members = self.members.len() as u32;
         let base = self.base().unwrap_or(0);
         let Phase::Startup { base: before, stalls } = &mut self.phase else { return };

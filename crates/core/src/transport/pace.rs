@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::time::Time;
 
 /// What may leave in one burst after a pause: this span's worth.
-const BURST: Duration = Duration::from_millis(4);
+const BURST: Duration = Duration::from_millis(2);
 const MICROS: i64 = 1_000_000;
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ mod tests {
                 bucket.take(unit);
                 burst += unit as u64;
             }
-            assert!(burst <= rate * 4 / 1000 + 2 * unit as u64);
+            assert!(burst <= rate * 2 / 1000 + 2 * unit as u64);
         }
     }
 

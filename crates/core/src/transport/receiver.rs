@@ -259,12 +259,13 @@ impl Receiver {
         outcome
     }
 
-    /// Whether the first piece of a data connection shows that it is the session's: sealed, for this target alone.
-    pub fn is_hello(&mut self, piece: &mut [u8], own_set: u16) -> bool {
-        let channel = Channel::unicast(self.config.target);
+    /// Whether `piece`, the first of a data connection, comes from the source: a [`PieceKind::DataHello`] that is sealed
+    /// for this target under `set`, and seen for the first time. Opens it in place; what it is not is counted.
+    pub fn is_hello(&mut self, piece: &mut [u8], set: u16) -> bool {
+        let own = Channel::unicast(self.config.target);
         match self.open(piece) {
             Ok((header, _)) => {
-                header.kind == PieceKind::DataHello && header.set == own_set && header.channel == channel
+                header.kind == PieceKind::DataHello && header.set == set && header.channel == own
             }
             Err(reason) => {
                 self.count(reason);
