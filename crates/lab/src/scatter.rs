@@ -61,6 +61,7 @@ struct Outcome {
 struct GuestOutcome {
     name: String,
     status: String,
+    reason: Option<String>,
     verified: bool,
 }
 
@@ -237,7 +238,8 @@ impl Outcome {
         let name = &guest.file.name;
         let told = self.guests.iter().find(|told| told.name == *name);
         let told = told.with_context(|| format!("vmscatter's report does not name {name}"))?;
-        ensure!(told.status == "running", "vmscatter reports status {:?}", told.status);
+        let reason = told.reason.as_deref().unwrap_or("no reason given");
+        ensure!(told.status == "running", "vmscatter reports status {:?}: {reason}", told.status);
         let (qemu, ram_equal) = watched?;
         let (stopped, resumed) = stop_and_resume(&guest.source, &qemu, RESUME_TIMEOUT)?;
         Ok(Arrival { qemu, stopped, resumed, digests_agree: told.verified, ram_equal })
