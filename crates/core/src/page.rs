@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use aegis::aegis128x2::Aegis128X2Mac;
 use aes::Aes128;
 use aes::cipher::{BlockEncrypt, KeyInit};
-use aegis::aegis128x2::Aegis128X2Mac;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::DIGEST_RANGE_PAGES;

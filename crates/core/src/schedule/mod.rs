@@ -1,0 +1,19 @@
+//! What is sent to whom, in which order: contents by class and by target set, cut into frames.
+
+mod classes;
+mod frames;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use classes::{ClassCount, Classes};
+pub use frames::{FramePart, FramePlan, Frames};
+pub use plan::{Schedule, SetPlan};
+
+use crate::page::PageAddr;
+use crate::placement::{Placement, TargetId};
+
+/// The target of the VM in which a page stands, if it has one.
+fn target_of(addr: PageAddr, placement: &Placement) -> Option<TargetId> {
+    placement.get(usize::from(addr.vm)).copied().flatten()
+}

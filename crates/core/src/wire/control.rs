@@ -1,0 +1,367 @@
+//! Control messages between the agents of a source and a target host, over mutual TLS.
+//!
+//! Each message is [`Envelope`] in postcard behind a big-endian `u32` length of at most
+//! [`CONTROL_MESSAGE_BYTES_MAX`](crate::limits::CONTROL_MESSAGE_BYTES_MAX). The first message of either side is
+//! [`Hello`]; the highest version that both name is spoken, and there is no session without one in common.
+//!
+//! ```text
+//! source                                    target
+//!   Hello ─────────────────────────────────►
+//!   ◄───────────────────────────────── Hello
+//!   Open, Grant ───────────────────────────►          keys of the session, keys and groups of its sets
+//!   ◄─────────────────────────────── Granted
+//!   Prepare(vm) ───────────────────────────►          incoming QEMU started, paused
+//!   ◄──────────────────────────── Prepared(vm)
+//!   … frames on the data paths …
+//!   Sent ──────────────────────────────────►
+//!   ◄────────────────────── Report, Written(vm)
+//!   CloseScatter(vm) ──────────────────────►
+//!   ◄────────────────────── ScatterClosed(vm)
+//!   … the VM's stream …
+//!   Digest(vm) ────────────────────────────►
+//!   ◄──────────────────────────── Loaded(vm)          the target's vote: SHUT(0) may be released
+//!   Commit(vm) ────────────────────────────►          the source's decision
+//!   ◄─────────────────────────── Running(vm)
+//! ```
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
+use crate::page::VmDigest;
+
+/// First bytes of a [`Hello`], so that a stranger is told apart from an old peer.
+pub const HELLO_MAGIC: [u8; 8] = *b"vmscattr";
+/// The lowest version of this protocol that this build speaks.
+pub const VERSION_MIN: u16 = 1;
+/// The highest.
+pub const VERSION_MAX: u16 = 1;
+
+/// A session or a VM, as 16 bytes of a UUID in network order.
+pub type Uuid = [u8; 16];
+
+/// A message and the session that it belongs to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The session; [`Hello`] sets it for the connection, and a message with another one ends the connection.
+    pub session: Uuid,
+    /// What is said.
+    pub message: Message,
+}
+
+/// The first message of either side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`HELLO_MAGIC`].
+    pub magic: [u8; 8],
+    /// Lowest version that the sender speaks.
+    pub version_min: u16,
+    /// Highest.
+    pub version_max: u16,
+    /// Optional abilities, a bit each; none is defined yet, and unknown bits are ignored.
+    pub features: u64,
+    /// The sender's name, as its certificate has it.
+    pub name: String,
+    /// What the sender can take in; a source leaves it at its default.
+    pub resources: Resources,
+}
+
+/// What a target host can take.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Memory that guests may take there, in bytes.
+    pub free_memory_bytes: u64,
+    /// MTU of the interface on which multicast arrives, in bytes.
+    pub mtu: u32,
+    /// The port of the data connection, on the control connection's address.
+    pub data_port: u16,
+}
+
+/// One target set's key and address, given to its members.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetGrant {
+    /// The set's number in this session. Each target's own set (the target alone) is granted too: its frames come over TCP.
+    pub set: u16,
+    /// AES-256-GCM key of the set.
+    pub key: [u8; 32],
+    /// The multicast group; `None` where the set's frames come over TCP only.
+    pub group: Option<SocketAddr>,
+}
+
+/// A RAM block as QEMU's stream names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockSpec {
+    /// QEMU's `idstr`.
+    pub name: String,
+    /// Used length in bytes, a multiple of the page size.
+    pub bytes: u64,
+}
+
+/// What a target needs to start a VM's incoming twin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The session's number of the VM.
+    pub vm: u16,
+    /// QEMU's UUID of the VM, or one that the source drew.
+    pub uuid: Uuid,
+    /// The VM's name.
+    pub name: String,
+    /// The guest file, placeholders not yet replaced.
+    pub guest_file: String,
+    /// The machine type that the source QEMU runs, alias resolved.
+    pub machine: String,
+    /// RAM blocks in the stream's order.
+    pub blocks: Vec<BlockSpec>,
+    /// The guest was paused and stays so.
+    pub paused: bool,
+}
+
+/// Frames with numbers from `first` to `last`, all of one set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameSpan {
+    /// The target set.
+    pub set: u16,
+    /// First frame number.
+    pub first: u64,
+    /// Last frame number, inclusive.
+    pub last: u64,
+}
+
+/// What is missing of a frame at a receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameGap {
+    /// The frame.
+    pub frame: u64,
+    /// Ranges of missing pieces, first and last inclusive; empty: nothing of it has arrived.
+    pub pieces: Vec<(u16, u16)>,
+}
+
+/// A receiver's state, sent every few milliseconds while frames are open.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Datagram bytes received since the session began, as the sender counts them (sealed, without IP and UDP headers).
+    pub received_bytes: u64,
+    /// Datagrams that were received since the session began.
+    pub received_datagrams: u64,
+    /// Of each set whose datagrams have arrived since the last report: one more than the highest packet number. What
+    /// is missing below has been lost or overtaken; what is missing above may still be under way.
+    pub seen: Vec<(u16, u64)>,
+    /// Receiver's clock at this report, in microseconds since its session began (for rates, never for order).
+    pub clock_us: u64,
+    /// Frames written into all VMs' streams that they concern here since the last report: acknowledged.
+    pub written: Vec<(u64, u64)>,
+    /// Announced frames of which pieces are missing.
+    pub gaps: Vec<FrameGap>,
+}
+
+/// Everything that agents say to each other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// Both: who speaks, and which versions.
+    Hello(Hello),
+
+    /// Source: the session's keys and the target's place in it.
+    Open {
+        /// Key of page identities.
+        mac_key: [u8; 16],
+        /// Key of digest terms.
+        digest_key: [u8; 16],
+        /// The target's number in the session.
+        target: u16,
+        /// Set number of the target alone, under whose key its streams are sealed.
+        own_set: u16,
+    },
+    /// Source: sets that the target becomes a member of.
+    Grant(Vec<SetGrant>),
+    /// Source: start a VM's incoming twin.
+    Prepare(VmSpec),
+    /// Source: these frames have left entirely; what is missing of them is lost.
+    Sent(Vec<FrameSpan>),
+    /// Source: no scattered frame is valid for this VM any more.
+    CloseScatter {
+        /// The VM.
+        vm: u16,
+    },
+    /// Source: what QEMU said, page by page; sent when RAM SECTION_END has been parsed.
+    Digest {
+        /// The VM.
+        vm: u16,
+        /// Sums over QEMU's last record for each page.
+        digest: VmDigest,
+    },
+    /// Source: the VM is the target's. Never taken back.
+    Commit {
+        /// The VM.
+        vm: u16,
+    },
+    /// Source: the VM stays at the source; the incoming twin goes.
+    Abort {
+        /// The VM.
+        vm: u16,
+        /// Why, for the target's log.
+        reason: String,
+    },
+    /// Source: the session is over for this target.
+    Close,
+
+    /// Target: the sets can be received; `failed` could not be joined and will come over TCP.
+    Granted {
+        /// Sets whose group has been joined, or that have none.
+        joined: Vec<u16>,
+        /// Sets whose group could not be joined, and why.
+        failed: Vec<(u16, String)>,
+    },
+    /// Target: the incoming twin waits.
+    Prepared {
+        /// The VM.
+        vm: u16,
+    },
+    /// Target: state of the scatter.
+    Report(Report),
+    /// Target: stream frames up to this number are written into the VM's QEMU.
+    Written {
+        /// The VM.
+        vm: u16,
+        /// Stream frames below this number.
+        next: u64,
+    },
+    /// Target: nothing scattered will be applied to this VM any more, and every acknowledgement for it has been sent.
+    ScatterClosed {
+        /// The VM.
+        vm: u16,
+    },
+    /// Target: bytes of the return path other than SHUT.
+    ReturnPath {
+        /// The VM.
+        vm: u16,
+        /// Whole messages, as QEMU wrote them.
+        bytes: Vec<u8>,
+    },
+    /// Target: QEMU has loaded the VM and the digests agree; the vote is on the target's disk, and SHUT(0) may be released.
+    Loaded {
+        /// The VM.
+        vm: u16,
+        /// Sums over what was written into the target QEMU; the source compares them once more.
+        digest: VmDigest,
+    },
+    /// Target: the VM runs here (or stands here, paused, if it was paused).
+    Running {
+        /// The VM.
+        vm: u16,
+        /// QEMU's RESUME event by the target's clock, in microseconds since the Unix epoch; zero for a paused VM.
+        resumed_unix_us: u64,
+        /// Time that the target's journal took of the blackout, in microseconds.
+        journal_us: u64,
+    },
+    /// Target: the VM can't come here and will never run from this load; after the vote, that is on its disk.
+    Failed {
+        /// The VM.
+        vm: u16,
+        /// One line: what and where.
+        reason: String,
+    },
+
+    /// Both: answered by Pong with the same number.
+    Ping(u64),
+    /// Both.
+    Pong(u64),
+}
+
+/// Why bytes are no control message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The length in front exceeds the limit.
+    #[error("control message of {0} bytes exceeds the limit of {CONTROL_MESSAGE_BYTES_MAX}")]
+    TooLong(usize),
+    /// The body is not what its tag says, or has bytes behind it.
+    #[error("malformed control message")]
+    Malformed,
+}
+
+impl Envelope {
+    /// The message with its length in front.
+    ///
+    /// # Errors
+    /// [`ControlError::TooLong`] if it exceeds the limit; nothing is sent then.
+    pub fn encode(&self) -> Result<Vec<u8>, ControlError> {
+        let body = postcard::to_stdvec(self).map_err(|_| ControlError::Malformed)?;
+        if body.len() > CONTROL_MESSAGE_BYTES_MAX {
+            return Err(ControlError::TooLong(body.len()));
+        }
+        let mut out = Vec::with_capacity(4 + body.len());
+        out.extend_from_slice(&(body.len() as u32).to_be_bytes());
+        out.extend_from_slice(&body);
+        Ok(out)
+    }
+
+    /// The message in `body`, whose length has been read and checked with [`Envelope::body_len`].
+    ///
+    /// # Errors
+    /// [`ControlError::Malformed`], also when bytes are left over.
+    pub fn decode(body: &[u8]) -> Result<Envelope, ControlError> {
+        match postcard::take_from_bytes(body) {
+            Ok((envelope, [])) => Ok(envelope),
+            _ => Err(ControlError::Malformed),
+        }
+    }
+
+    /// Length of the body, from the four bytes in front of it.
+    ///
+    /// # Errors
+    /// [`ControlError::TooLong`] before anything is allocated.
+    pub fn body_len(prefix: [u8; 4]) -> Result<usize, ControlError> {
+        let len = u32::from_be_bytes(prefix) as usize;
+        if len > CONTROL_MESSAGE_BYTES_MAX { Err(ControlError::TooLong(len)) } else { Ok(len) }
+    }
+}
+
+/// The version to speak with a peer that sent `hello`, if there is one in common.
+pub fn common_version(hello: &Hello) -> Option<u16> {
+    let version = hello.version_max.min(VERSION_MAX);
+    (hello.magic == HELLO_MAGIC && version >= hello.version_min.max(VERSION_MIN)).then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn round_trip_and_trailing_bytes() {
+        let envelope = Envelope {
+            session: [7; 16],
+            message: Message::Failed { vm: 3, reason: "no such machine type".into() },
+        };
+        let bytes = envelope.encode().unwrap();
+        let len = Envelope::body_len(bytes[..4].try_into().unwrap()).unwrap();
+        assert_eq!(len, bytes.len() - 4);
+        assert_eq!(Envelope::decode(&bytes[4..]).unwrap(), envelope);
+        let mut longer = bytes[4..].to_vec();
+        longer.push(0);
+        assert_eq!(Envelope::decode(&longer), Err(ControlError::Malformed));
+        assert!(Envelope::body_len([0xff; 4]).is_err());
+    }
+
+    #[test]
+    fn versions() {
+        let mut hello = Hello {
+            magic: HELLO_MAGIC,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX + 5,
+            features: 0,
+            name: String::new(),
+            resources: Resources::default(),
+        };
+        assert_eq!(common_version(&hello), Some(VERSION_MAX));
+        hello.version_min = VERSION_MAX + 1;
+        assert_eq!(common_version(&hello), None);
+    }
+
+    proptest! {
+        #[test]
+        fn noise_is_an_error_or_a_message(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Envelope::decode(&bytes);
+        }
+    }
+}
