@@ -187,7 +187,7 @@ fn make_file_system(staging: &Path, image: &Path) -> Result<()> {
     // Twice the content: room for inodes and for files that end within a block. The image is sparse.
     fs::File::create(image)?.set_len(2 * SHARED_BYTES)?;
     let output = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-b", "4096", "-d"])
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-b", "4096", "-d"])
         .arg(staging)
         .arg(image)
         .output()

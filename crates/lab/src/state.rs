@@ -40,9 +40,12 @@ pub(crate) fn claim() -> Result<PathBuf> {
     let directory = directory(process::id());
     // A directory of this number without a living owner was removed just now; one of ours is from an earlier lab.
     remove(process::id());
-    fs::create_dir_all(&directory)?;
     let started = start_time(process::id()).context("this process is not in /proc")?;
-    fs::write(directory.join("owner"), started.to_string())?;
+    // Renamed when complete, for another lab takes a directory without an owner for a dead one.
+    let new = Path::new(ROOT).join(format!("new-{}", process::id()));
+    fs::create_dir_all(&new)?;
+    fs::write(new.join("owner"), started.to_string())?;
+    fs::rename(&new, &directory).context("the lab's directory")?;
     Ok(directory)
 }
 
