@@ -3,8 +3,8 @@
 //! [`WorstMember`] is built like BBR (Cardwell et al., ACM Queue 14(5), 2016): it looks at what arrives, not at the
 //! mere fact of loss. Per member it keeps the highest rate that has arrived of late; the lowest of these is the
 //! base. It doubles until the base stops growing, lets the queue drain, and then stays just below the base with a
-//! short probe above it now and then. A member that loses 2 % more than it always does, or whose queue grows, sets
-//! its own mark to what arrives at that moment. Loss that is always there (a bad link) is not taken for congestion.
+//! short probe above it now and then. A member that loses 2 % more than it always does sets its own mark to what
+//! arrives at that moment; one whose queue grows is not probed hard. Loss that is always there (a bad link) is not taken for congestion.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -77,7 +77,7 @@ const STARTUP_STALLS: u32 = 3;
 const LOSS_EXCESS: f32 = 0.02;
 /// Usual loss beyond this is not made up for.
 const LOSS_USUAL_MAX: f32 = 0.10;
-/// Queueing delay that means congestion.
+/// Delay beyond which a member is not probed hard.
 const QUEUE_DELAY_MAX: Duration = Duration::from_millis(30);
 /// Samples over which the lowest loss is the usual one.
 const LOSS_SAMPLES: usize = 40;
@@ -129,14 +129,16 @@ impl Member {
         self.losses.push_back(sample.loss);
         let usual = self.usual_loss();
         let rate = (sample.rate as f64 / f64::from(1.0 - usual)) as u64;
-        let congested = sample.loss > usual + LOSS_EXCESS || sample.queue_delay > QUEUE_DELAY_MAX;
-        if congested {
+        let lossy = sample.loss > usual + LOSS_EXCESS;
+        if lossy {
             let floor = if sample.limited { LIMITED_FALL * self.base().unwrap_or(0) as f64 } else { 0.0 };
             self.remember(now, rate.max(floor as u64), CONGESTED_MEMORY);
         } else if !sample.limited || self.base().is_none_or(|base| rate > base) {
             self.remember(now, rate, MEMORY);
         }
-        congested
+        // Delay alone ends the start and slows the probing, and no more: a busy receiver is late with its reports
+        // however slowly it is sent to, and following that down would never end.
+        lossy || sample.queue_delay > QUEUE_DELAY_MAX
     }
 
     fn remember(&mut self, now: Time, rate: u64, memory: Duration) {
@@ -285,5 +287,18 @@ mod tests {
         drive(&mut control, &mut now, 5000, &[(fast, 0.0)]);
         let (rate, _) = drive(&mut control, &mut now, 2000, &[(fast, 0.0)]);
         assert!(rate > fast * 95 / 100, "{rate}");
+    }
+
+    #[test]
+    fn a_late_reporter_is_not_starved() {
+        // A receiver short of CPU: everything arrives, every report is late.
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        for _ in 0..400 {
+            let rate = control.rate(now).min(110_000_000);
+            now = now + Duration::from_millis(30);
+            let queue_delay = Duration::from_millis(80);
+            control.on_sample(now, 0, &Sample { rate, loss: 0.0, queue_delay, limited: false });
+        }
+        assert!(control.rate(now) > RATE_START, "{}", control.rate(now));
     }
 }
