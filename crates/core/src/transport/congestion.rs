@@ -21,7 +21,7 @@ pub struct Sample {
     pub loss: f32,
     /// The time that the latest datagram took to be reported, above the lowest ever seen.
     pub queue_delay: Duration,
-    /// There were moments with nothing to send, so the path may carry more.
+    /// There were moments when nothing was sent though the pace allowed it, so the path may carry more.
     pub limited: bool,
 }
 

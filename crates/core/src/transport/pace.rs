@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use crate::time::Time;
 
-/// What may leave in one burst after a pause: this span's worth.
-const BURST: Duration = Duration::from_millis(2);
+/// What may leave at once after the sender was late: this span's worth, so that a busy host keeps its rate, and no more
+/// bytes than a queue of moderate depth takes.
+const BURST: Duration = Duration::from_millis(10);
+const BURST_BYTES_MAX: i64 = 768 * 1024;
 const MICROS: i64 = 1_000_000;
 
 #[derive(Debug)]
@@ -22,12 +24,20 @@ impl TokenBucket {
 
     /// Refills at `rate` bytes a second; `true` if something may be sent.
     pub(super) fn ready(&mut self, now: Time, rate: u64) -> bool {
+        self.refill(now, rate);
+        self.tokens >= 0
+    }
+
+    /// Refills at `rate` bytes a second; `true` if more had gathered than the bucket holds, so that less has left than
+    /// the rate allowed.
+    pub(super) fn refill(&mut self, now: Time, rate: u64) -> bool {
         let rate = i64::try_from(rate).unwrap_or(i64::MAX);
         let span = i64::try_from(now.since(self.filled).as_micros()).unwrap_or(i64::MAX);
-        let full = rate.saturating_mul(BURST.as_micros() as i64);
-        self.tokens = self.tokens.saturating_add(rate.saturating_mul(span)).min(full);
+        let full = rate.saturating_mul(BURST.as_micros() as i64).min(BURST_BYTES_MAX * MICROS);
+        let tokens = self.tokens.saturating_add(rate.saturating_mul(span));
+        self.tokens = tokens.min(full);
         self.filled = self.filled.max(now);
-        self.tokens >= 0
+        tokens > full
     }
 
     pub(super) fn take(&mut self, bytes: usize) {
@@ -66,7 +76,7 @@ mod tests {
                 bucket.take(unit);
                 burst += unit as u64;
             }
-            assert!(burst <= rate * 2 / 1000 + 2 * unit as u64);
+            assert!(burst <= (rate / 100).min(BURST_BYTES_MAX as u64) + 2 * unit as u64);
         }
     }
 

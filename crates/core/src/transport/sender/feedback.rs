@@ -26,7 +26,7 @@ struct Run {
     at: Time,
     /// Bytes sent by multicast until its end, over all sets.
     bytes: u64,
-    /// Pauses until then for want of something to send.
+    /// Pauses until then, for want of something to send or of time to send it.
     pauses: u64,
 }
 
@@ -50,7 +50,7 @@ impl History {
         }
     }
 
-    /// Something could have been sent, and there was nothing.
+    /// Something could have been sent, and was not.
     pub(super) fn paused(&mut self) {
         self.pauses += 1;
     }

@@ -97,6 +97,10 @@ impl Sender {
     /// What leaves next; `None` if there is nothing, or its pace or window does not allow it now.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
         self.tick(now);
+        if self.bucket.refill(now, self.rate) {
+            // We were late: what arrives tells of this host's load, not of the path.
+            self.history.paused();
+        }
         let ready = self.bucket.ready(now, self.rate);
         if !ready && self.config.bandwidth.is_some() {
             return None;

@@ -200,6 +200,28 @@ fn loss_is_answered_once() {
     assert_eq!(sender.counters().losses, 3);
 }
 
+/// A repair that waits for the pace is not queued again by the next report.
+#[test]
+fn loss_is_queued_once() {
+    // A datagram takes some 15 ms.
+    let mut sender = Sender::new(SenderConfig { bandwidth: Some(100_000), ..Default::default() }, Time::ZERO);
+    sender.add_set(1, &[0, 1], true);
+    sender.push(5, 1, vec![1; 4000].into());
+    let mut sent = Vec::new();
+    for at in 0..200 {
+        let now = Time(at * 1000);
+        sent.extend(sender.poll_transmit(now).map(|transmit| (at, transmit.indices())));
+        if sent.len() == 3 {
+            let gaps = vec![FrameGap { frame: 5, pieces: vec![(0, 2)] }];
+            let report = Report { seen: vec![(1, 3)], gaps, ..Default::default() };
+            sender.on_report(0, &report, now).unwrap();
+            sender.on_report(1, &report, now).unwrap();
+        }
+    }
+    assert_eq!(sent.len(), 6, "{sent:?}");
+    assert_eq!(sender.counters().multicast_repairs, 3);
+}
+
 #[test]
 fn silence_is_measured_from_what_was_open() {
     let (mut sender, _) = sent();

@@ -59,8 +59,9 @@ fn frames_of_one_piece_and_frames_of_two_hundred() {
 /// What is sent again is at most 1.1 times what was lost.
 #[test]
 fn repair_costs_what_was_lost() {
-    for loss in [0.01, 0.05] {
-        let mut world = World::new(9, 3, Net::default(), megabytes(50));
+    for (loss, delay) in [(0.01, 1), (0.05, 1), (0.05, 40)] {
+        let net = Net { delay: Duration::from_millis(delay), ..Net::default() };
+        let mut world = World::new(9, 3, net, megabytes(50));
         world.hosts.iter_mut().for_each(|host| host.loss = loss);
         world.add_set(1, &[0, 1, 2], true);
         world.scatter(&[1], 400, 60_000, 20 * SECOND);
@@ -68,7 +69,7 @@ fn repair_costs_what_was_lost() {
         let lost: u64 = world.hosts.iter().map(|host| host.lost).sum();
         let (first, repairs) = (world.sender.counters().multicast_pieces, world.repairs());
         println!(
-            "loss {loss}: {first} pieces, {lost} lost, {repairs} sent again: {:?}",
+            "loss {loss}, {delay} ms: {first} pieces, {lost} lost, {repairs} sent again: {:?}",
             world.sender.counters()
         );
         assert!(lost as f64 > first as f64 * loss * 2.0, "the network loses what it should");
