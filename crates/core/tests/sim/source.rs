@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmscatter_core::index::{Contents, Records, RunBuilder};
+use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::schedule::{FramePlan, Schedule};
@@ -408,18 +408,20 @@ impl Source {
 }
 
 fn collect(qemus: &[SourceQemu], keys: &SessionKeys) -> Contents {
+    let pages = |bytes: &Vec<u8>| (bytes.len() / PAGE_SIZE) as u32;
+    let blocks = |qemu: &SourceQemu| (0..).zip(qemu.memory.iter().map(pages)).collect();
+    let space = PageSpace::new(&qemus.iter().map(blocks).collect::<Vec<_>>()).expect("a small session");
     let mut runs = Vec::new();
     let mut builder = RunBuilder::new();
-    for (vm, qemu) in qemus.iter().enumerate() {
-        for (block, bytes) in qemu.memory.iter().enumerate() {
-            for (page, content) in
-                bytes.chunks_exact(PAGE_SIZE).enumerate().filter(|(_, page)| !is_zero(page))
-            {
-                let addr = PageAddr { vm: vm as u16, block: block as u16, page: page as u32 };
-                runs.extend(builder.push(keys.mac.mac(content), addr));
+    for (vm, qemu) in (0..).zip(qemus) {
+        for (block, bytes) in (0..).zip(&qemu.memory) {
+            let contents = (0..).zip(bytes.chunks_exact(PAGE_SIZE));
+            for (page, content) in contents.filter(|(_, content)| !is_zero(content)) {
+                let number = space.number(PageAddr { vm, block, page }).expect("a page of the session");
+                runs.extend(builder.push(keys.mac.mac(content), number));
             }
         }
     }
     runs.extend(builder.finish());
-    Contents::from_records(Records::new(runs, Vec::new()))
+    Contents::from_records(space, Records::new(runs))
 }

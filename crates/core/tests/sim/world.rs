@@ -285,7 +285,7 @@ impl World {
             Event::ShutArrives(vm) => self.source.shut_arrives(&mut self.net, vm),
             Event::CompletedSeen(vm) => self.source.session.completed(vm),
             Event::Kill(target) => self.kill(target),
-            Event::LossNoticed(target) => self.source.target_lost(&mut self.net, target),
+            Event::LossNoticed(target) => self.source.target_lost(&self.net, target),
             Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
             Event::Cancel => self.source.session.cancel(),
             Event::IncomingDies(target, vm) => {
