@@ -4,12 +4,15 @@
 //! fuzzers run exactly what production runs. In reading order:
 //!
 //! - [`page`]: what a page, its address and its identity are; the digest that verifies a migration
-//! - [`limits`]: every bound of the system, by name
-//! - [`time`]: the clock that callers pass in
+//! - [`qemu_stream`]: QEMU's migration stream, parsed and composed
 //! - [`index`]: from the identities of all pages to the contents that stand more than once
 //! - [`placement`]: which VM goes to which target
 //! - [`schedule`]: what is sent to whom, in which order
-//! - [`wire`]: what crosses the network
+//! - [`wire`]: what crosses the network: control messages, sealed pieces, bodies of frames
+//! - [`transport`]: moves numbered frames to target sets, with repair and pace
+//! - [`session`]: the state machines of source and target, which hold the seven rules
+//! - [`limits`]: every bound of the system, by name
+//! - [`time`]: the clock that callers pass in
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +20,9 @@ pub mod index;
 pub mod limits;
 pub mod page;
 pub mod placement;
+pub mod qemu_stream;
 pub mod schedule;
+pub mod session;
 pub mod time;
+pub mod transport;
 pub mod wire;

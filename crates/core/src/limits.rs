@@ -46,7 +46,25 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const STREAM_HEAD_BYTES_MAX: usize = 1024 * 1024;
 /// Pages covered by one partial sum of the digest.
 pub const DIGEST_RANGE_PAGES: u32 = 4_096;
+/// Bytes outside RAM that a stream frame takes at once.
+pub const STREAM_RAW_BYTES_MAX: usize = 128 * 1024;
+/// Plain bytes of stream frames of one VM that a target keeps while an earlier one is missing.
+pub const REORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Members of a content that are read again when it is sent, until one is found that has not changed.
+pub const CONTENT_READS_MAX: usize = 4;
 /// Target sets in a schedule; guests that conspire could bring about 2^targets of them.
 pub const SCHEDULE_SETS_MAX: usize = 4_096;
 /// Target sets that are counted to find the largest.
 pub const SCHEDULE_SETS_SEEN_MAX: usize = 65_536;
+/// Capabilities named in the stream's configuration section (QEMU knows some two dozen).
+pub const STREAM_CAPABILITIES_MAX: u32 = 64;
+/// Records' bytes in one RAM PART that we compose, after which it is closed: what a raw section may have to wait for.
+pub const PART_BYTES_MAX: usize = 1024 * 1024;
+/// Zero pages that one call expands from a run; 9 bytes of the target's stream each.
+pub const ZERO_RUN_PAGES_MAX: u32 = 4_096;
+/// One line of QMP (the longest answer, `query-qmp-schema`, has a few hundred kilobytes).
+pub const QMP_LINE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// QMP events that wait for their reader; what comes beyond is dropped and counted.
+pub const QMP_EVENTS_MAX: usize = 1_024;
+/// Copied out of a guest's memory with one system call.
+pub const MEMORY_READ_BYTES: usize = 256 * 1024;

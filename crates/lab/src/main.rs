@@ -1,2 +1,211 @@
-//! The lab.
-fn main() {}
+//! `lab`: measures migrations of real guests on hosts in network namespaces.
+//!
+//! Exit codes: 0 every guest was verified and runs; 1 one is not, or the run failed; 2 an option is wrong, before
+//! anything has started; 128 + n ended by signal n.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use lab::demo::{self, DemoOptions};
+use lab::guest::DIRTY_KIB_PER_S;
+use lab::session::Settings;
+use lab::{Accel, GuestOptions, Mode, state};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot guests, move them in each mode, print one table
+    Demo(DemoArguments),
+    /// Move guests in each mode and compare all RAM; then see that one flipped bit is found
+    EndToEnd(EndToEndArguments),
+    /// Remove what labs left whose process has died
+    Clean,
+}
+
+#[derive(clap::Args)]
+struct DemoArguments {
+    /// Number of guests
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    guests: u16,
+    /// Number of target hosts; guest i goes to host i mod M
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hosts: u16,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Rate of every link, in tc's notation
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
+    rate: String,
+    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
+    #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
+    modes: Vec<Mode>,
+    /// What each guest rewrites, KiB per second
+    #[arg(long, default_value_t = DIRTY_KIB_PER_S, value_parser = clap::value_parser!(u32).range(2048..))]
+    dirty: u32,
+    /// Write the results to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// QEMU's machine type
+    #[arg(long, default_value = "pc")]
+    machine: String,
+    /// Compare all RAM, stopped source against loaded target, before a guest goes on; downtimes are then not comparable
+    #[arg(long)]
+    compare_ram: bool,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct EndToEndArguments {
+    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
+    #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
+    modes: Vec<Mode>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AccelChoice {
+    /// KVM if a guest boots with it, else TCG
+    Auto,
+    /// QEMU's translator
+    Tcg,
+    /// The processor
+    Kvm,
+}
+
+/// Guests and target hosts of `end-to-end`: enough that contents go to two hosts, and one host has two guests.
+const END_TO_END: (usize, usize) = (3, 2);
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Clean => match state::remove_dead() {
+            Ok(count) => {
+                println!("removed what {count} dead labs had left");
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error, 1),
+        },
+        Command::Demo(arguments) => {
+            match check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref()) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::EndToEnd(arguments) => match check(&arguments.modes, arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
+    }
+}
+
+fn parse_rate(text: &str) -> Result<String, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    let known = ["bit", "kbit", "mbit", "gbit"].contains(&unit);
+    match number.parse::<f64>() {
+        Ok(rate) if known && rate > 0.0 && rate.is_finite() => Ok(text.to_owned()),
+        _ => Err("a rate is a number with bit, kbit, mbit or gbit, such as 1gbit".to_owned()),
+    }
+}
+
+fn ended(result: Result<bool>) -> ExitCode {
+    state::wait_if_ending();
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => failed(&error, 1),
+    }
+}
+
+fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("lab: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Finds what can be wrong before anything has started; returns the vmscatter program.
+fn check(modes: &[Mode], vmscatter: Option<PathBuf>, json: Option<&Path>) -> Result<PathBuf> {
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root");
+    ensure!(!modes.is_empty(), "--modes is empty");
+    if let Some(directory) = json.and_then(Path::parent) {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        ensure!(directory.is_dir(), "--json: {} is not a directory", directory.display());
+    }
+    let beside = std::env::current_exe()?.with_file_name("vmscatter");
+    let vmscatter = vmscatter.unwrap_or(beside);
+    if let Some(mode) = modes.iter().find(|mode| mode.needs_vmscatter()) {
+        ensure!(vmscatter.is_file(), "mode {} needs {}", mode.name(), vmscatter.display());
+    }
+    Ok(vmscatter)
+}
+
+impl AccelChoice {
+    fn resolve(self, memory_mib: u32) -> Result<Accel> {
+        match self {
+            Self::Tcg => Ok(Accel::Tcg),
+            Self::Kvm => Ok(Accel::Kvm),
+            Self::Auto => demo::detect_accel(memory_mib),
+        }
+    }
+}
+
+impl DemoArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let settings = Settings {
+            guests: self.guests.into(),
+            hosts: self.hosts.into(),
+            rate: self.rate,
+            guest: GuestOptions {
+                memory_mib: self.memory,
+                accel: self.accel.resolve(self.memory)?,
+                dirty_kib_per_s: self.dirty,
+                machine: self.machine,
+            },
+            compare_ram: self.compare_ram,
+            damage: None,
+            vmscatter,
+        };
+        let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
+        print!("{}", report.to_text());
+        Ok(report.is_good())
+    }
+}
+
+impl EndToEndArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions::default();
+        let settings = Settings {
+            guests: END_TO_END.0,
+            hosts: END_TO_END.1,
+            rate: "1gbit".to_owned(),
+            guest: GuestOptions { accel: self.accel.resolve(guest.memory_mib)?, ..guest },
+            compare_ram: true,
+            damage: None,
+            vmscatter,
+        };
+        let wrong = demo::end_to_end(settings, &self.modes)?;
+        for line in &wrong {
+            println!("{line}");
+        }
+        Ok(wrong.is_empty())
+    }
+}

@@ -1,3 +1,19 @@
-//! vmscatter.
+//! vmscatter on Linux: everything that touches sockets, processes and files. The pure part is `vmscatter-core`.
+//!
+//! In reading order:
+//!
+//! - [`cli`]: the command line; it checks its input, asks the agent on this host, and shows what comes back
+//! - [`agent`]: the daemon on each host: configuration, TLS, control connections, jobs, journal, the local socket
+//! - [`qemu`]: a QEMU from outside: its monitor, its memory
+//! - [`source`]: a job's work on the host that the guests leave
+//! - [`target`]: the work on a host that takes them in
+//! - [`net`]: UDP multicast and TCP data connections
+//! - [`report`]: what a job says while it runs and when it has ended, and how that is shown
 
+pub mod agent;
+pub mod cli;
+pub mod net;
+pub mod qemu;
+pub mod report;
 pub mod source;
+pub mod target;

@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The `vmscatter` binary; see [`vmscatter::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmscatter::cli::main()
+}

@@ -144,6 +144,9 @@ pub struct Report {
     pub received_bytes: u64,
     /// Datagrams that were received since the session began.
     pub received_datagrams: u64,
+    /// Of each set whose datagrams have arrived since the last report: one more than the highest packet number. What
+    /// is missing below has been lost or overtaken; what is missing above may still be under way.
+    pub seen: Vec<(u16, u64)>,
     /// Receiver's clock at this report, in microseconds since its session began (for rates, never for order).
     pub clock_us: u64,
     /// Frames written into all VMs' streams that they concern here since the last report: acknowledged.
@@ -251,7 +254,7 @@ pub enum Message {
         /// Time that the target's journal took of the blackout, in microseconds.
         journal_us: u64,
     },
-    /// Target: the VM can't come here. Ignored after its Commit.
+    /// Target: the VM can't come here and will never run from this load; after the vote, that is on its disk.
     Failed {
         /// The VM.
         vm: u16,

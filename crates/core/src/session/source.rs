@@ -1,0 +1,463 @@
+//! A session at the source, from the incoming QEMUs' waiting to the last guest's running: control messages and
+//! QEMU's words go in, actions come out.
+//!
+//! ```text
+//! per VM:  Waiting ─► Opening ─► Held ─► Closing ─► Queued ─► Streaming ─► RamEnded ─► Releasing ─► Deciding
+//!             └───────────┴────────┴────────┴──────────┴─────────┴───────────┘              │          │
+//!                         any failure: Failed, the guest goes on at the source          Completed ◄────┘
+//!                                                                                          │
+//!                         target's journaled abort: Failed, the guest is resumed ◄─── Committed ─► Done
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::sabotage::{Rule, broken};
+use super::target_vm::digest_difference;
+use crate::page::VmDigest;
+use crate::wire::control::{BlockSpec, Message};
+
+/// What the driver at the source has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceAction {
+    /// Say this to a target.
+    Send {
+        /// The target.
+        target: u16,
+        /// What.
+        message: Message,
+    },
+    /// Tell the VM's QEMU to migrate, held; its head is to be relayed.
+    Migrate {
+        /// The VM.
+        vm: u16,
+    },
+    /// All VMs that can be are held: send what they share, then call [`SourceSession::scattered`].
+    Scatter,
+    /// The VM's scatter is closed: settle what it holds ([`SourceVm::scatter_closed`](super::SourceVm::scatter_closed)).
+    Settle {
+        /// The VM.
+        vm: u16,
+    },
+    /// Release the VM's stream, and let QEMU migrate at full speed.
+    Stream {
+        /// The VM.
+        vm: u16,
+    },
+    /// Put the decision on disk, then call [`SourceSession::journaled`].
+    Journal {
+        /// The VM.
+        vm: u16,
+        /// What.
+        entry: SourceEntryKind,
+    },
+    /// Write SHUT(0) to the VM's source QEMU.
+    ReleaseShut {
+        /// The VM.
+        vm: u16,
+    },
+    /// Close the VM's migration socket, both directions; QEMU lets the guest go on by itself.
+    CloseSocket {
+        /// The VM.
+        vm: u16,
+    },
+    /// Let the guest run again at the source: its migration had completed, but the target has given it up.
+    ResumeSource {
+        /// The VM.
+        vm: u16,
+    },
+    /// The guest runs at its target: end the source QEMU.
+    Quit {
+        /// The VM.
+        vm: u16,
+    },
+    /// Every VM has found its end.
+    Finished,
+}
+
+/// What a source puts on its disk about a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceEntryKind {
+    /// SHUT(0) is about to be released: from here on the guest may run at the source only by the target's word.
+    Release,
+    /// The one decision: the guest is the target's.
+    Commit,
+    /// The guest runs at its target, and the source QEMU is gone.
+    Done,
+}
+
+/// Where a VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub enum VmStage {
+    /// Its turn has not come, or its incoming QEMU is not ready.
+    Waiting,
+    /// QEMU has been told to migrate; the head is on its way.
+    Opening,
+    /// The target's QEMU knows its blocks; the stream is held.
+    Held,
+    /// The target is closing the scatter for it.
+    Closing,
+    /// Waits for its turn to stream.
+    Queued,
+    /// The stream flows.
+    Streaming,
+    /// The stream's RAM has ended; the target loads.
+    RamEnded,
+    /// The target has voted; the release goes to disk.
+    Releasing,
+    /// SHUT(0) is released; QEMU has not said `completed` yet.
+    Released,
+    /// QEMU has completed; the decision goes to disk.
+    Deciding,
+    /// The guest is the target's.
+    Committed,
+    /// It runs there.
+    Done,
+    /// It stays at the source.
+    Failed,
+    /// The target was lost after the release: the guest is paused on both sides until the two can talk.
+    InDoubt,
+}
+
+#[derive(Debug)]
+struct Vm {
+    target: u16,
+    blocks: Vec<BlockSpec>,
+    stage: VmStage,
+    digest: Option<VmDigest>,
+    vote: Option<VmDigest>,
+    failure: Option<String>,
+    resumed_unix_us: u64,
+    target_journal_us: u64,
+}
+
+/// The state machine; see the [module](self).
+#[derive(Debug)]
+pub struct SourceSession {
+    vms: BTreeMap<u16, Vm>,
+    /// Streams that may flow at once.
+    streams_max: usize,
+    scatter: Scatter,
+    actions: VecDeque<SourceAction>,
+    finished: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scatter {
+    NotYet,
+    Running,
+    Over,
+}
+
+impl SourceSession {
+    /// A session of VMs with their targets and block lists; the incoming QEMUs have been asked for. `streams_max`
+    /// streams flow at once (one or more).
+    pub fn new(vms: impl IntoIterator<Item = (u16, u16, Vec<BlockSpec>)>, streams_max: usize) -> Self {
+        let vm = |(vm, target, blocks)| {
+            let state = Vm {
+                target,
+                blocks,
+                stage: VmStage::Waiting,
+                digest: None,
+                vote: None,
+                failure: None,
+                resumed_unix_us: 0,
+                target_journal_us: 0,
+            };
+            (vm, state)
+        };
+        SourceSession {
+            vms: vms.into_iter().map(vm).collect(),
+            streams_max: streams_max.max(1),
+            scatter: Scatter::NotYet,
+            actions: VecDeque::new(),
+            finished: false,
+        }
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<SourceAction> {
+        self.actions.pop_front()
+    }
+
+    /// Where a VM is.
+    pub fn stage(&self, vm: u16) -> Option<VmStage> {
+        self.vms.get(&vm).map(|state| state.stage)
+    }
+
+    /// Why a VM stays at the source, or is in doubt.
+    pub fn failure(&self, vm: u16) -> Option<&str> {
+        self.vms.get(&vm)?.failure.as_deref()
+    }
+
+    /// The target's RESUME in microseconds since the Unix epoch, and its journal's share of the blackout in
+    /// microseconds; zero until the VM is [`VmStage::Done`].
+    pub fn resumed(&self, vm: u16) -> (u64, u64) {
+        self.vms.get(&vm).map_or((0, 0), |state| (state.resumed_unix_us, state.target_journal_us))
+    }
+
+    /// A VM's target.
+    pub fn target(&self, vm: u16) -> Option<u16> {
+        self.vms.get(&vm).map(|state| state.target)
+    }
+
+    fn at(&mut self, vm: u16, stage: VmStage) -> Option<&mut Vm> {
+        self.vms.get_mut(&vm).filter(|state| state.stage == stage)
+    }
+
+    fn send(&mut self, target: u16, message: Message) {
+        self.actions.push_back(SourceAction::Send { target, message });
+    }
+
+    /// A message of a target, about a VM of its own; the driver has dealt with those about transport.
+    ///
+    /// # Errors
+    /// A message that no honest target sends; the target's session must end.
+    pub fn message(&mut self, target: u16, message: Message) -> Result<(), &'static str> {
+        let vm = match &message {
+            Message::Prepared { vm } | Message::ScatterClosed { vm } | Message::Loaded { vm, .. } => *vm,
+            Message::Running { vm, .. } | Message::Failed { vm, .. } => *vm,
+            _ => return Err("a message that only a source sends, or none about a VM"),
+        };
+        if self.target(vm) != Some(target) {
+            return Err("a message about a VM of another target");
+        }
+        match message {
+            Message::Prepared { .. } => self.prepared(vm),
+            Message::ScatterClosed { .. } => self.scatter_closed(vm),
+            Message::Loaded { digest, .. } => self.loaded(vm, digest),
+            Message::Running { resumed_unix_us, journal_us, .. } => {
+                self.running(vm, resumed_unix_us, journal_us)?;
+            }
+            Message::Failed { reason, .. } => self.target_failed(vm, reason),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn prepared(&mut self, vm: u16) {
+        if let Some(state) = self.at(vm, VmStage::Waiting) {
+            state.stage = VmStage::Opening;
+            self.actions.push_back(SourceAction::Migrate { vm });
+        }
+    }
+
+    /// The target's QEMU has been given the VM's head, and its stream is held.
+    pub fn held(&mut self, vm: u16) {
+        if let Some(state) = self.at(vm, VmStage::Opening) {
+            state.stage = VmStage::Held;
+            self.advance();
+        }
+    }
+
+    /// All shared contents have been sent and settled, as far as they can be.
+    pub fn scattered(&mut self) {
+        if self.scatter == Scatter::Running {
+            self.scatter = Scatter::Over;
+            self.advance();
+        }
+    }
+
+    fn scatter_closed(&mut self, vm: u16) {
+        if let Some(state) = self.at(vm, VmStage::Closing) {
+            state.stage = VmStage::Queued;
+            self.actions.push_back(SourceAction::Settle { vm });
+            self.advance();
+        }
+    }
+
+    /// RAM has ended in QEMU's stream; `digest` is over its last record for each page.
+    pub fn ram_ended(&mut self, vm: u16, digest: VmDigest) {
+        if let Some(state) = self.at(vm, VmStage::Streaming) {
+            state.stage = VmStage::RamEnded;
+            state.digest = Some(digest.clone());
+            let target = state.target;
+            self.send(target, Message::Digest { vm, digest });
+            self.release_if_agreed(vm);
+            self.advance();
+        }
+    }
+
+    fn loaded(&mut self, vm: u16, digest: VmDigest) {
+        let early = broken(Rule::ReleaseBeforeDigests);
+        if let Some(state) = self.vms.get_mut(&vm) {
+            if matches!(state.stage, VmStage::Streaming | VmStage::RamEnded) || early {
+                state.vote = Some(digest);
+                self.release_if_agreed(vm);
+            }
+        }
+    }
+
+    /// The vote and what QEMU said are compared here once more, whatever the target says of it.
+    fn release_if_agreed(&mut self, vm: u16) {
+        let Some(state) = self.at(vm, VmStage::RamEnded) else { return };
+        let (Some(ours), Some(theirs)) = (&state.digest, &state.vote) else { return };
+        let difference = digest_difference(ours, theirs, &state.blocks);
+        match difference {
+            Some(error) if !broken(Rule::ReleaseBeforeDigests) => self.failed(vm, error.to_string()),
+            _ => {
+                state.stage = VmStage::Releasing;
+                self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Release });
+            }
+        }
+    }
+
+    /// An entry is on disk.
+    pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        match (entry, state.stage) {
+            (SourceEntryKind::Release, VmStage::Releasing) => {
+                state.stage = VmStage::Released;
+                self.actions.push_back(SourceAction::ReleaseShut { vm });
+                if broken(Rule::CommitBeforeCompleted) {
+                    self.completed(vm);
+                }
+            }
+            (SourceEntryKind::Commit, VmStage::Deciding) => {
+                state.stage = VmStage::Committed;
+                let target = state.target;
+                self.send(target, Message::Commit { vm });
+            }
+            _ => {}
+        }
+    }
+
+    /// The source QEMU says `completed`: it has seen SHUT(0), and the guest is stopped there for good.
+    pub fn completed(&mut self, vm: u16) {
+        if let Some(state) = self.at(vm, VmStage::Released) {
+            state.stage = VmStage::Deciding;
+            self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Commit });
+        }
+    }
+
+    fn running(&mut self, vm: u16, resumed_unix_us: u64, journal_us: u64) -> Result<(), &'static str> {
+        let Some(state) = self.at(vm, VmStage::Committed) else { return Err("running without a commit") };
+        state.stage = VmStage::Done;
+        state.resumed_unix_us = resumed_unix_us;
+        state.target_journal_us = journal_us;
+        self.actions.push_back(SourceAction::Quit { vm });
+        self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Done });
+        self.advance();
+        Ok(())
+    }
+
+    /// The VM can't be migrated: its stream, its QEMU or its memory said so at the source.
+    ///
+    /// Once SHUT(0) is on its way this is not ours to say alone; the target is asked for its abort, and its
+    /// answer decides.
+    pub fn failed(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        let target = state.target;
+        match state.stage {
+            VmStage::Done | VmStage::Failed | VmStage::InDoubt | VmStage::Committed | VmStage::Deciding => {}
+            VmStage::Released => {
+                // QEMU may have taken SHUT(0) or not: only the target's word makes it safe to go on here.
+                state.failure.get_or_insert(reason.clone());
+                self.send(target, Message::Abort { vm, reason });
+            }
+            _ => {
+                self.stay(vm, reason.clone());
+                self.send(target, Message::Abort { vm, reason });
+            }
+        }
+        self.advance();
+    }
+
+    /// The guest stays at the source: closing the socket is all that QEMU needs to go on.
+    fn stay(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        if state.stage > VmStage::Waiting {
+            self.actions.push_back(SourceAction::CloseSocket { vm });
+        }
+        state.stage = VmStage::Failed;
+        state.failure.get_or_insert(reason);
+    }
+
+    /// The target has given the VM up. After the release that is its journaled abort: the guest may run here again.
+    fn target_failed(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        match state.stage {
+            VmStage::Done | VmStage::Failed => {}
+            VmStage::Released | VmStage::Deciding | VmStage::Committed | VmStage::InDoubt => {
+                self.stay(vm, reason);
+                self.actions.push_back(SourceAction::ResumeSource { vm });
+            }
+            _ => self.stay(vm, reason),
+        }
+        self.advance();
+    }
+
+    /// A target can't be reached any more.
+    pub fn target_lost(&mut self, target: u16, reason: &str) {
+        let vms: Vec<u16> = self.vms.iter().filter(|(_, s)| s.target == target).map(|(vm, _)| *vm).collect();
+        for vm in vms {
+            let Some(state) = self.vms.get_mut(&vm) else { continue };
+            match state.stage {
+                VmStage::Done | VmStage::Failed | VmStage::InDoubt => {}
+                VmStage::Released | VmStage::Deciding | VmStage::Committed => {
+                    state.stage = VmStage::InDoubt;
+                    state.failure.get_or_insert_with(|| reason.to_owned());
+                }
+                _ => self.stay(vm, reason.to_owned()),
+            }
+        }
+        self.advance();
+    }
+
+    /// Gives up every VM whose fate is still ours to choose.
+    pub fn cancel(&mut self) {
+        let vms: Vec<u16> = self.vms.keys().copied().collect();
+        for vm in vms {
+            if self.vms[&vm].stage < VmStage::Releasing {
+                self.failed(vm, "cancelled".to_owned());
+            }
+        }
+    }
+
+    /// Starts whatever has become possible.
+    fn advance(&mut self) {
+        self.start_scatter();
+        if self.scatter == Scatter::Over {
+            self.close_held();
+        }
+        self.start_streams();
+        let ended = |state: &Vm| matches!(state.stage, VmStage::Done | VmStage::Failed | VmStage::InDoubt);
+        if !self.finished && self.vms.values().all(ended) {
+            self.finished = true;
+            self.actions.push_back(SourceAction::Finished);
+        }
+    }
+
+    fn start_scatter(&mut self) {
+        let opening = |state: &Vm| matches!(state.stage, VmStage::Waiting | VmStage::Opening);
+        let any_held = self.vms.values().any(|state| state.stage == VmStage::Held);
+        if self.scatter == Scatter::NotYet && any_held && !self.vms.values().any(opening) {
+            self.scatter = Scatter::Running;
+            self.actions.push_back(SourceAction::Scatter);
+        }
+    }
+
+    fn close_held(&mut self) {
+        let mut closing = Vec::new();
+        for (vm, state) in self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Held) {
+            state.stage = VmStage::Closing;
+            closing.push((*vm, state.target));
+        }
+        for (vm, target) in closing {
+            self.send(target, Message::CloseScatter { vm });
+        }
+    }
+
+    /// Few streams flow at a time, so that each is short and little is dirtied meanwhile; a VM whose RAM has ended
+    /// no longer needs the link.
+    fn start_streams(&mut self) {
+        let mut flowing = self.vms.values().filter(|state| state.stage == VmStage::Streaming).count();
+        for (vm, state) in self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Queued) {
+            if flowing >= self.streams_max {
+                break;
+            }
+            state.stage = VmStage::Streaming;
+            self.actions.push_back(SourceAction::Stream { vm: *vm });
+            flowing += 1;
+        }
+    }
+}

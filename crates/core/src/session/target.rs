@@ -1,0 +1,492 @@
+//! A session at one target: control messages, pieces and QEMU's words go in; actions come out.
+//!
+//! ```text
+//! per VM:  Starting ─► Open ─► Voting ─► Voted ─► Committing ─► Resuming ─► Running
+//!             └──────────┴────────┴──► Failed             (before the vote is on disk: incoming QEMU goes)
+//!                                   Voted ─► InDoubt      (source lost after the vote: waits for its decision)
+//! ```
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use super::sabotage::{Rule, broken};
+use super::target_vm::{Output, TargetVm};
+use super::{SessionKeys, check_blocks};
+use crate::limits::SESSION_VMS_MAX;
+use crate::page::VmDigest;
+use crate::time::Time;
+use crate::transport::{Outcome, Receiver};
+use crate::wire::control::{Message, SetGrant, VmSpec};
+use crate::wire::frame::Decoder;
+
+/// What the driver at a target has to do.
+#[derive(Debug)]
+pub enum TargetAction {
+    /// Say this to the source.
+    Send(Message),
+    /// Join these sets' groups, then call [`TargetSession::granted`].
+    Join(Vec<SetGrant>),
+    /// Start the VM's incoming QEMU, paused, then call [`TargetSession::prepared`] or [`TargetSession::failed`].
+    Start(VmSpec),
+    /// Write to the VM's incoming QEMU, then call [`TargetSession::written`] with the same output's marks.
+    Write {
+        /// The VM.
+        vm: u16,
+        /// Bytes and marks.
+        output: Output,
+    },
+    /// Put an entry on disk, then call [`TargetSession::journaled`].
+    Journal {
+        /// The VM.
+        vm: u16,
+        /// The entry.
+        entry: TargetEntryKind,
+    },
+    /// Let the VM run (unless it was paused before), then call [`TargetSession::running`].
+    Resume {
+        /// The VM.
+        vm: u16,
+        /// Whether to give `cont`.
+        cont: bool,
+    },
+    /// End the VM's incoming QEMU: the guest is not ours.
+    Kill {
+        /// The VM.
+        vm: u16,
+    },
+    /// The session is over here.
+    Finished,
+}
+
+/// What a target puts on its disk about a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetEntryKind {
+    /// Loaded, and the digests agree: the VM can run here if the source says so.
+    Vote,
+    /// The source has decided: the VM is ours.
+    Committed,
+    /// The VM was given up here before any decision, or by the source's word; it will never run from this load.
+    Aborted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Open,
+    Voting,
+    Voted,
+    Committing,
+    Resuming,
+    Running,
+    Failed,
+}
+
+#[derive(Debug)]
+struct Vm {
+    spec: VmSpec,
+    stage: Stage,
+    state: TargetVm,
+    /// What QEMU said at the source, once RAM has ended there.
+    source_digest: Option<VmDigest>,
+    /// Bytes handed to the driver that it has not written yet.
+    writing_bytes: usize,
+    /// Scattered frames that its QEMU has not been given whole yet.
+    unwritten: HashSet<u64>,
+    journal_from: Option<Time>,
+    journal_us: u64,
+    close_pending: bool,
+}
+
+/// The state machine; see the [module](self).
+#[derive(Debug)]
+pub struct TargetSession {
+    keys: SessionKeys,
+    receiver: Receiver,
+    vms: BTreeMap<u16, Vm>,
+    /// Scattered frames that some VM's QEMU has not been given yet: how many VMs are left.
+    unwritten: HashMap<u64, usize>,
+    decoder: Decoder,
+    actions: VecDeque<TargetAction>,
+    source_lost: bool,
+    finished: bool,
+    /// Stream frames that named a VM which is not open here.
+    strays: u64,
+}
+
+impl TargetSession {
+    /// A session whose source has sent [`Message::Open`].
+    pub fn new(keys: SessionKeys, receiver: Receiver) -> Self {
+        TargetSession {
+            keys,
+            receiver,
+            vms: BTreeMap::new(),
+            unwritten: HashMap::new(),
+            decoder: Decoder::new(),
+            actions: VecDeque::new(),
+            source_lost: false,
+            finished: false,
+            strays: 0,
+        }
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<TargetAction> {
+        self.actions.pop_front()
+    }
+
+    /// When [`TargetSession::timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.receiver.poll_timeout()
+    }
+
+    /// Time has passed.
+    pub fn timeout(&mut self, now: Time) {
+        self.report(now);
+    }
+
+    fn report(&mut self, now: Time) {
+        while let Some(report) = self.receiver.poll_report(now) {
+            self.actions.push_back(TargetAction::Send(Message::Report(report)));
+        }
+    }
+
+    /// A control message of the source.
+    ///
+    /// # Errors
+    /// A message that no honest source sends ends the session.
+    pub fn message(&mut self, now: Time, message: Message) -> Result<(), &'static str> {
+        match message {
+            Message::Grant(grants) => self.actions.push_back(TargetAction::Join(grants)),
+            Message::Prepare(spec) => self.prepare(spec)?,
+            Message::Sent(spans) => self.receiver.on_sent(now, &spans),
+            Message::CloseScatter { vm } => self.close_scatter(now, vm),
+            Message::Digest { vm, digest } => {
+                if let Some(state) = self.vms.get_mut(&vm) {
+                    state.source_digest = Some(digest);
+                }
+                self.vote(now, vm);
+            }
+            Message::Commit { vm } => self.commit(now, vm)?,
+            Message::Abort { vm, reason } => self.abort(vm, reason),
+            Message::Close => self.close(),
+            Message::Ping(number) => self.actions.push_back(TargetAction::Send(Message::Pong(number))),
+            Message::Pong(_) => {}
+            _ => return Err("a message that only a target sends"),
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, spec: VmSpec) -> Result<(), &'static str> {
+        check_blocks(&spec.blocks).map_err(|_| "a VM with impossible RAM blocks")?;
+        if self.vms.len() >= SESSION_VMS_MAX || self.vms.contains_key(&spec.vm) {
+            return Err("a VM twice, or too many");
+        }
+        let state = TargetVm::new(&spec.blocks, &self.keys.mac, &self.keys.digest);
+        let vm = Vm {
+            spec: spec.clone(),
+            stage: Stage::Starting,
+            state,
+            source_digest: None,
+            writing_bytes: 0,
+            unwritten: HashSet::new(),
+            journal_from: None,
+            journal_us: 0,
+            close_pending: false,
+        };
+        self.vms.insert(spec.vm, vm);
+        self.actions.push_back(TargetAction::Start(spec));
+        Ok(())
+    }
+
+    /// The driver has joined groups; `failed` could not be.
+    pub fn granted(&mut self, joined: Vec<u16>, failed: Vec<(u16, String)>) {
+        self.actions.push_back(TargetAction::Send(Message::Granted { joined, failed }));
+    }
+
+    /// The receiver, for granting sets to it.
+    pub fn receiver(&mut self) -> &mut Receiver {
+        &mut self.receiver
+    }
+
+    /// The VM's incoming QEMU waits for its stream.
+    pub fn prepared(&mut self, vm: u16) {
+        if let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Starting) {
+            state.stage = Stage::Open;
+            self.actions.push_back(TargetAction::Send(Message::Prepared { vm }));
+        }
+    }
+
+    /// The VM can't be loaded here, or its QEMU died. After the vote this is for the source to decide; it is
+    /// told all the same.
+    pub fn failed(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        // Once it runs here there is no way back. Before that the source still has the guest, paused: when it
+        // hears of the abort, which is on our disk by then, it lets it run again.
+        if matches!(state.stage, Stage::Failed | Stage::Running) {
+            return;
+        }
+        state.stage = Stage::Failed;
+        self.actions.push_back(TargetAction::Kill { vm });
+        self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Aborted });
+        self.actions.push_back(TargetAction::Send(Message::Failed { vm, reason }));
+        self.forget_frames_of(vm);
+    }
+
+    /// The source wants the VM back. Unless it has decided otherwise before, it gets our abort, journaled.
+    fn abort(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get(&vm) else { return };
+        if !matches!(state.stage, Stage::Committing | Stage::Resuming | Stage::Running) {
+            self.failed(vm, reason);
+        }
+    }
+
+    /// A VM that has failed holds up no acknowledgement that others wait for.
+    fn forget_frames_of(&mut self, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        for frame in std::mem::take(&mut state.unwritten) {
+            self.frame_written(frame);
+        }
+    }
+
+    /// A datagram, or a piece from the data connection.
+    pub fn piece(&mut self, now: Time, piece: &mut [u8]) {
+        match self.receiver.on_piece(now, piece) {
+            Outcome::Stream { vm, seq, payload } => {
+                let body = payload.to_vec();
+                self.stream_frame(vm, seq, body);
+            }
+            Outcome::Taken | Outcome::Dropped(_) => {}
+        }
+        while let Some((frame, _set, body)) = self.receiver.poll_frame() {
+            self.scattered(frame, &body);
+        }
+        self.collect_output();
+        self.report(now);
+    }
+
+    fn stream_frame(&mut self, vm: u16, seq: u64, body: Vec<u8>) {
+        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Open) else {
+            self.strays += 1;
+            return;
+        };
+        if let Err(error) = state.state.stream_frame(seq, body, &mut self.decoder) {
+            self.failed(vm, error.to_string());
+        }
+    }
+
+    /// Applies a scattered frame to the VMs here that it names.
+    fn scattered(&mut self, frame: u64, body: &[u8]) {
+        // A body that does not decode came sealed from the source; it is never acknowledged, so nothing is lost.
+        let Ok(contents) = self.decoder.scatter(body) else { return };
+        let mut touched: Vec<u16> = Vec::new();
+        let swap = broken(Rule::SwapPages);
+        for (addrs, page) in contents.contents() {
+            let mut data = Cow::Borrowed(page.as_slice());
+            if broken(Rule::FlipBit) {
+                data.to_mut()[1234] ^= 0x10;
+            }
+            let mac = self.keys.mac.mac(&data);
+            for addr in addrs {
+                let Some(state) = self.vms.get_mut(&addr.vm).filter(|state| state.stage == Stage::Open) else {
+                    continue;
+                };
+                let page = if swap { addr.page ^ 1 } else { addr.page };
+                state.state.scattered(frame, addr.block, page, &data, mac);
+                if !touched.contains(&addr.vm) {
+                    touched.push(addr.vm);
+                }
+            }
+        }
+        for vm in &touched {
+            if let Some(state) = self.vms.get_mut(vm) {
+                state.state.scattered_frame_done(frame);
+                state.unwritten.insert(frame);
+            }
+        }
+        if touched.is_empty() {
+            self.receiver.written(frame);
+        } else {
+            self.unwritten.insert(frame, touched.len());
+        }
+    }
+
+    fn collect_output(&mut self) {
+        for (vm, state) in &mut self.vms {
+            if !matches!(state.stage, Stage::Open) {
+                continue;
+            }
+            if let Some(output) = state.state.take_output() {
+                state.writing_bytes += output.bytes.len();
+                self.actions.push_back(TargetAction::Write { vm: *vm, output });
+            }
+        }
+    }
+
+    /// The driver has written an output into the VM's QEMU: only now is it acknowledged (rule 1).
+    pub fn written(&mut self, now: Time, vm: u16, bytes: usize, frames: &[u64], stream_next: u64) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.writing_bytes = state.writing_bytes.saturating_sub(bytes);
+        if stream_next > 0 {
+            self.actions.push_back(TargetAction::Send(Message::Written { vm, next: stream_next }));
+        }
+        let done: Vec<u64> = frames.iter().copied().filter(|frame| state.unwritten.remove(frame)).collect();
+        done.into_iter().for_each(|frame| self.frame_written(frame));
+        self.confirm_close(now, vm);
+        self.report(now);
+    }
+
+    /// One VM fewer waits for this frame; the last one makes it acknowledged.
+    fn frame_written(&mut self, frame: u64) {
+        if let Some(left) = self.unwritten.get_mut(&frame) {
+            *left -= 1;
+            if *left == 0 {
+                self.unwritten.remove(&frame);
+                self.receiver.written(frame);
+            }
+        }
+    }
+
+    /// Nothing scattered is applied to the VM from here on. Confirmed when all that was applied has been written,
+    /// so that every acknowledgement for the VM goes out before the confirmation.
+    fn close_scatter(&mut self, now: Time, vm: u16) {
+        if let Some(state) = self.vms.get_mut(&vm) {
+            state.state.close_scatter();
+            state.close_pending = true;
+        }
+        self.confirm_close(now, vm);
+    }
+
+    fn confirm_close(&mut self, now: Time, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        if state.close_pending && state.writing_bytes == 0 {
+            state.close_pending = false;
+            if let Some(report) = self.receiver.report_now(now) {
+                self.actions.push_back(TargetAction::Send(Message::Report(report)));
+            }
+            self.actions.push_back(TargetAction::Send(Message::ScatterClosed { vm }));
+        }
+    }
+
+    /// Bytes of the return path of the VM's incoming QEMU.
+    pub fn return_path(&mut self, now: Time, vm: u16, bytes: &[u8]) {
+        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Open) else { return };
+        match state.state.return_path(bytes) {
+            Ok(forward) if forward.is_empty() => {}
+            Ok(bytes) => self.actions.push_back(TargetAction::Send(Message::ReturnPath { vm, bytes })),
+            Err(error) => return self.failed(vm, error.to_string()),
+        }
+        self.vote(now, vm);
+    }
+
+    /// Loaded, and the digests agree: the vote goes to disk, and then to the source.
+    fn vote(&mut self, now: Time, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Open) else { return };
+        if !state.state.is_loaded() {
+            return;
+        }
+        let verdict = match &state.source_digest {
+            Some(digest) => state.state.verify(digest),
+            None if broken(Rule::ReleaseBeforeDigests) => Ok(()),
+            None => return,
+        };
+        match verdict {
+            Ok(()) => {
+                state.stage = Stage::Voting;
+                state.journal_from = Some(now);
+                self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Vote });
+            }
+            Err(error) => self.failed(vm, error.to_string()),
+        }
+    }
+
+    /// An entry is on disk.
+    pub fn journaled(&mut self, now: Time, vm: u16, entry: TargetEntryKind) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        if let Some(from) = state.journal_from.take() {
+            state.journal_us += now.since(from).as_micros() as u64;
+        }
+        match (entry, state.stage) {
+            (TargetEntryKind::Vote, Stage::Voting) => {
+                state.stage = Stage::Voted;
+                let digest = state.state.digest().clone();
+                self.actions.push_back(TargetAction::Send(Message::Loaded { vm, digest }));
+            }
+            (TargetEntryKind::Committed, Stage::Committing) => {
+                state.stage = Stage::Resuming;
+                let cont = !state.spec.paused;
+                self.actions.push_back(TargetAction::Resume { vm, cont });
+            }
+            _ => {}
+        }
+    }
+
+    /// The source's decision.
+    fn commit(&mut self, now: Time, vm: u16) -> Result<(), &'static str> {
+        let Some(state) = self.vms.get_mut(&vm) else { return Err("a commit for an unknown VM") };
+        match state.stage {
+            Stage::Voted => {
+                state.stage = Stage::Committing;
+                state.journal_from = Some(now);
+                self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Committed });
+                Ok(())
+            }
+            // Said again, or the QEMU died after the vote: the source was told.
+            Stage::Committing | Stage::Resuming | Stage::Running | Stage::Failed => Ok(()),
+            Stage::Starting | Stage::Open | Stage::Voting => Err("a commit before the vote"),
+        }
+    }
+
+    /// The VM runs here, or stands here paused as it was before.
+    pub fn running(&mut self, vm: u16, resumed_unix_us: u64) {
+        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Resuming) else { return };
+        state.stage = Stage::Running;
+        let journal_us = state.journal_us;
+        self.actions.push_back(TargetAction::Send(Message::Running { vm, resumed_unix_us, journal_us }));
+    }
+
+    fn close(&mut self) {
+        self.give_up("the source closed the session");
+        self.finish();
+    }
+
+    /// The connection to the source is gone: what is not voted for goes; what is waits for the source's decision.
+    pub fn source_lost(&mut self) {
+        self.source_lost = true;
+        self.give_up("the connection to the source was lost");
+        self.finish();
+    }
+
+    fn give_up(&mut self, reason: &str) {
+        let open = |state: &&mut Vm| matches!(state.stage, Stage::Starting | Stage::Open | Stage::Voting);
+        let vms: Vec<u16> = self.vms.values_mut().filter(open).map(|state| state.spec.vm).collect();
+        for vm in vms {
+            self.failed(vm, reason.to_owned());
+        }
+    }
+
+    fn finish(&mut self) {
+        if !std::mem::replace(&mut self.finished, true) {
+            self.actions.push_back(TargetAction::Finished);
+        }
+    }
+
+    /// Whether the VM's QEMU has loaded its whole stream.
+    pub fn is_loaded(&self, vm: u16) -> bool {
+        self.vms.get(&vm).is_some_and(|state| state.state.is_loaded())
+    }
+
+    /// Whether the VM's incoming QEMU is still wanted.
+    pub fn wants(&self, vm: u16) -> bool {
+        self.vms.get(&vm).is_some_and(|state| state.stage != Stage::Failed)
+    }
+
+    /// Whether nothing is under way that must be seen through: no VM between the source's commit and its running here.
+    pub fn is_settled(&self) -> bool {
+        !self.vms.values().any(|state| matches!(state.stage, Stage::Committing | Stage::Resuming))
+    }
+
+    /// VMs that were voted for and of which the source's decision is not known: they stay paused.
+    pub fn in_doubt(&self) -> impl Iterator<Item = &VmSpec> {
+        self.vms.values().filter(|state| state.stage == Stage::Voted).map(|state| &state.spec)
+    }
+}

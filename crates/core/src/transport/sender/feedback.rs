@@ -1,0 +1,164 @@
+//! What reports say about the paths: which of what was sent has arrived, how fast, with what loss and delay.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::time::Time;
+use crate::transport::{LOSS_DELAY_DEFAULT, Sample};
+use crate::wire::control::Report;
+
+/// Multicast transmissions that are remembered, and for how long.
+const HISTORY_RUNS_MAX: usize = 65_536;
+const HISTORY_SPAN: Duration = Duration::from_secs(4);
+/// A sample covers at least this, and as many datagrams or the longer span.
+const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(25);
+const SAMPLE_SPAN_LONG: Duration = Duration::from_millis(250);
+const SAMPLE_DATAGRAMS: u64 = 500;
+const LOSS_DELAY_MIN: Duration = Duration::from_millis(30);
+const LOSS_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// One multicast transmission.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    set: u16,
+    /// One more than its last packet number.
+    below: u64,
+    at: Time,
+    /// Bytes sent by multicast until its end, over all sets.
+    bytes: u64,
+    /// Pauses until then for want of something to send.
+    pauses: u64,
+}
+
+/// What has left by multicast lately.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    runs: VecDeque<Run>,
+    /// How many runs have left the front.
+    forgotten: u64,
+    bytes: u64,
+    pauses: u64,
+}
+
+impl History {
+    pub(super) fn sent(&mut self, now: Time, set: u16, below: u64, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.runs.push_back(Run { set, below, at: now, bytes: self.bytes, pauses: self.pauses });
+        while self.runs.len() > HISTORY_RUNS_MAX || now.since(self.runs[0].at) > HISTORY_SPAN {
+            self.runs.pop_front();
+            self.forgotten += 1;
+        }
+    }
+
+    /// Something could have been sent, and there was nothing.
+    pub(super) fn paused(&mut self) {
+        self.pauses += 1;
+    }
+}
+
+/// What one target's reports have told.
+#[derive(Debug, Default)]
+pub(super) struct PathState {
+    /// Per set, one more than the highest packet number seen there.
+    seen: HashMap<u16, u64>,
+    /// Sum of the same: datagrams that should have arrived.
+    expected: u64,
+    /// The first run, counted from the session's start, that is not known to have arrived.
+    cursor: u64,
+    mark: Option<Mark>,
+    delay: Option<Delay>,
+}
+
+/// Where the current sample began.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    run: Run,
+    clock_us: u64,
+    received: u64,
+    expected: u64,
+}
+
+/// Time from sending to the report, smoothed as in RFC 6298.
+#[derive(Clone, Copy, Debug)]
+struct Delay {
+    smoothed: Duration,
+    variation: Duration,
+    lowest: Duration,
+}
+
+impl PathState {
+    /// Packet numbers of the set below this have arrived, been lost or been overtaken.
+    pub(super) fn seen_below(&self, set: u16) -> u64 {
+        self.seen.get(&set).copied().unwrap_or(0)
+    }
+
+    /// A piece that nothing follows counts as lost after this.
+    pub(super) fn loss_delay(&self) -> Duration {
+        self.delay.map_or(LOSS_DELAY_DEFAULT, |delay| {
+            (delay.smoothed + 4 * delay.variation).clamp(LOSS_DELAY_MIN, LOSS_DELAY_MAX)
+        })
+    }
+
+    /// Takes in a report whose packet numbers have been checked.
+    pub(super) fn on_report(&mut self, now: Time, report: &Report, history: &History) -> Option<Sample> {
+        for (set, below) in &report.seen {
+            let before = self.seen.entry(*set).or_default();
+            self.expected += below.saturating_sub(*before);
+            *before = (*before).max(*below);
+        }
+        let run = self.latest_arrived(history)?;
+        let delay = self.measure_delay(now.since(run.at));
+        let here = Mark {
+            run,
+            clock_us: report.clock_us,
+            received: report.received_datagrams,
+            expected: self.expected,
+        };
+        let Some(mark) = self.mark else {
+            self.mark = Some(here);
+            return None;
+        };
+        let elapsed = Duration::from_micros(here.clock_us.saturating_sub(mark.clock_us));
+        let expected = here.expected - mark.expected;
+        if elapsed < SAMPLE_SPAN_MIN || (expected < SAMPLE_DATAGRAMS && elapsed < SAMPLE_SPAN_LONG) {
+            return None;
+        }
+        self.mark = Some(here);
+        let received = here.received.saturating_sub(mark.received);
+        let arrived = (received as f64 / expected.max(1) as f64).min(1.0);
+        let span = elapsed.max(run.at.since(mark.run.at)).as_secs_f64();
+        Some(Sample {
+            rate: ((run.bytes - mark.run.bytes) as f64 * arrived / span) as u64,
+            loss: (1.0 - arrived) as f32,
+            queue_delay: delay.smoothed.saturating_sub(delay.lowest),
+            limited: run.pauses != mark.run.pauses,
+        })
+    }
+
+    /// The latest run of which all is below what has been seen.
+    fn latest_arrived(&mut self, history: &History) -> Option<Run> {
+        let skip = self.cursor.saturating_sub(history.forgotten) as usize;
+        let mut latest = None;
+        for (at, run) in history.runs.iter().enumerate().skip(skip) {
+            if self.seen_below(run.set) >= run.below {
+                latest = Some((at, *run));
+            }
+        }
+        let (at, run) = latest?;
+        self.cursor = history.forgotten + at as u64 + 1;
+        Some(run)
+    }
+
+    fn measure_delay(&mut self, sample: Duration) -> Delay {
+        let delay = match self.delay {
+            None => Delay { smoothed: sample, variation: sample / 2, lowest: sample },
+            Some(old) => Delay {
+                smoothed: (old.smoothed * 7 + sample) / 8,
+                variation: (old.variation * 3 + old.smoothed.abs_diff(sample)) / 4,
+                lowest: old.lowest.min(sample),
+            },
+        };
+        self.delay = Some(delay);
+        delay
+    }
+}

@@ -1,0 +1,382 @@
+//! The source's side: what leaves, when, by which path, and what has been acknowledged.
+
+mod feedback;
+mod frames;
+mod report;
+mod transmit;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use self::feedback::{History, PathState};
+use self::frames::OpenFrame;
+pub use self::transmit::{Path, Transmit};
+use super::congestion::{CongestionControl, FixedRate, WorstMember};
+use super::pace::TokenBucket;
+use super::{
+    ANNOUNCE_INTERVAL, ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of, targets_of,
+};
+use crate::limits::{REPAIR_WINDOW_BYTES, SCATTER_SILENCE_MAX};
+use crate::time::Time;
+use crate::wire::control::FrameSpan;
+use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES};
+
+/// What a [`Sender`] is told when it is made.
+#[derive(Clone, Debug)]
+pub struct SenderConfig {
+    /// Bytes a second on the link, headers included, over multicast and TCP; `None`: found by congestion control.
+    pub bandwidth: Option<u64>,
+    /// Bytes of a datagram behind the UDP header: MTU less 28 for IPv4.
+    pub datagram_bytes: usize,
+    /// Bytes of a sealed piece on TCP, of a frame that goes by TCP from the start.
+    pub unicast_piece_bytes: usize,
+    /// Bytes of bodies that are open at once.
+    pub repair_window_bytes: usize,
+    /// Bytes given to TCP for one target and not acknowledged, repairs not counted.
+    pub unicast_window_bytes: usize,
+    /// What the link adds to a datagram: UDP, IP and Ethernet headers.
+    pub datagram_overhead_bytes: usize,
+}
+
+impl Default for SenderConfig {
+    fn default() -> Self {
+        SenderConfig {
+            bandwidth: None,
+            datagram_bytes: 1472,
+            unicast_piece_bytes: 64 * 1024,
+            repair_window_bytes: REPAIR_WINDOW_BYTES,
+            unicast_window_bytes: 4 * 1024 * 1024,
+            datagram_overhead_bytes: 42,
+        }
+    }
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SenderEvent {
+    /// A target has written a frame.
+    Acked {
+        /// The frame.
+        frame: u64,
+        /// The target.
+        target: u16,
+    },
+    /// All members that are left have written a frame; its body is forgotten.
+    Settled {
+        /// The frame.
+        frame: u64,
+    },
+    /// To be sent to the target over control: these frames have left entirely.
+    Announce {
+        /// The target.
+        target: u16,
+        /// The frames.
+        spans: Vec<FrameSpan>,
+    },
+    /// A target has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open; it is no longer waited for.
+    Expelled {
+        /// The target.
+        target: u16,
+    },
+}
+
+/// What a sender has done, for reports and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SenderCounters {
+    /// Pieces multicast for the first time.
+    pub multicast_pieces: u64,
+    /// Pieces multicast again.
+    pub multicast_repairs: u64,
+    /// Pieces of frames that go over TCP from the start.
+    pub unicast_pieces: u64,
+    /// Pieces repaired over TCP.
+    pub unicast_repairs: u64,
+    /// Losses that were reported by a target for the first time or anew.
+    pub losses: u64,
+}
+
+/// A target set.
+#[derive(Debug)]
+struct Set {
+    members: TargetMask,
+    /// Members that are not reached by multicast.
+    by_unicast: TargetMask,
+    /// Packet number of the next datagram.
+    next_number: u64,
+}
+
+/// A target.
+#[derive(Debug)]
+struct Target {
+    /// Frames that go to it over TCP from the start; of the first, pieces below `first_next` have gone.
+    unicast: VecDeque<u64>,
+    first_next: u16,
+    /// Pieces to be repaired over TCP.
+    unicast_repairs: VecDeque<(u64, u16)>,
+    /// Bytes of its unacknowledged frames that went over TCP from the start.
+    in_flight: BTreeMap<u64, usize>,
+    in_flight_bytes: usize,
+    /// Frames sent to it entirely and not acknowledged.
+    open: usize,
+    /// The later of its last acknowledgement and the moment when a frame became open with no other so.
+    heard: Time,
+    announce: Vec<FrameSpan>,
+    announce_at: Option<Time>,
+    path: PathState,
+}
+
+impl Target {
+    fn new(now: Time) -> Self {
+        Target {
+            unicast: VecDeque::new(),
+            first_next: 0,
+            unicast_repairs: VecDeque::new(),
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+            open: 0,
+            heard: now,
+            announce: Vec::new(),
+            announce_at: None,
+            path: PathState::default(),
+        }
+    }
+
+    /// A frame has been sent to it entirely.
+    fn opened(&mut self, now: Time, frame: u64, set: u16) {
+        if self.open == 0 {
+            self.heard = now;
+        }
+        self.open += 1;
+        match self.announce.last_mut() {
+            Some(span) if span.set == set && span.last + 1 == frame => span.last = frame,
+            _ => self.announce.push(FrameSpan { set, first: frame, last: frame }),
+        }
+        self.announce_at.get_or_insert(now + ANNOUNCE_INTERVAL);
+    }
+
+    fn settle(&mut self, frame: u64, was_open: bool) {
+        self.open -= usize::from(was_open);
+        self.in_flight_bytes -= self.in_flight.remove(&frame).unwrap_or(0);
+    }
+}
+
+/// Moves frames to target sets.
+#[derive(Debug)]
+pub struct Sender {
+    config: SenderConfig,
+    sets: HashMap<u16, Set>,
+    targets: BTreeMap<u16, Target>,
+    frames: BTreeMap<u64, OpenFrame>,
+    /// Bytes of their bodies.
+    window_bytes: usize,
+    newest: Option<u64>,
+    /// Frames that have not left entirely by multicast.
+    multicast: VecDeque<u64>,
+    /// Pieces that are missed, until when the others' reports are waited for.
+    pending: BTreeMap<(u64, u16), Time>,
+    /// When to look through `pending` next.
+    decide_at: Option<Time>,
+    /// Pieces to be multicast again.
+    multicast_repairs: VecDeque<(u64, u16)>,
+    history: History,
+    congestion: Box<dyn CongestionControl>,
+    rate: u64,
+    bucket: TokenBucket,
+    /// TCP is asked first at every other transmission, and the targets in turn.
+    unicast_turn: bool,
+    last_target: u16,
+    events: VecDeque<SenderEvent>,
+    counters: SenderCounters,
+}
+
+impl Sender {
+    /// A sender without sets.
+    ///
+    /// # Panics
+    /// If the configuration leaves no room for payload in a datagram or a piece.
+    pub fn new(config: SenderConfig, now: Time) -> Self {
+        assert!(
+            config.datagram_bytes.min(config.unicast_piece_bytes) > PIECE_OVERHEAD_BYTES,
+            "no room for payload"
+        );
+        let mut congestion: Box<dyn CongestionControl> = match config.bandwidth {
+            Some(bandwidth) => Box::new(FixedRate(bandwidth)),
+            None => Box::new(WorstMember::new()),
+        };
+        let rate = congestion.rate(now);
+        Sender {
+            config,
+            sets: HashMap::new(),
+            targets: BTreeMap::new(),
+            frames: BTreeMap::new(),
+            window_bytes: 0,
+            newest: None,
+            multicast: VecDeque::new(),
+            pending: BTreeMap::new(),
+            decide_at: None,
+            multicast_repairs: VecDeque::new(),
+            history: History::default(),
+            congestion,
+            rate,
+            bucket: TokenBucket::new(now),
+            unicast_turn: false,
+            last_target: 0,
+            events: VecDeque::new(),
+            counters: SenderCounters::default(),
+        }
+    }
+
+    /// Adds a set under its wire number. Without `multicast` its frames go over TCP to each member.
+    ///
+    /// # Panics
+    /// If the set is there already or a target's number exceeds the limit.
+    pub fn add_set(&mut self, set: u16, members: &[u16], multicast: bool) {
+        let mask = members.iter().fold(0, |mask, target| mask | mask_of(*target));
+        for target in members {
+            self.targets.entry(*target).or_insert_with(|| Target::new(Time::ZERO));
+        }
+        let by_unicast = if multicast { 0 } else { mask };
+        let old = self.sets.insert(set, Set { members: mask, by_unicast, next_number: 0 });
+        assert!(old.is_none(), "set {set} is there already");
+    }
+
+    /// From the next frame on, this member of a set gets it over TCP (it could not join, or does not keep up).
+    pub fn serve_by_unicast(&mut self, set: u16, target: u16) {
+        if let Some(set) = self.sets.get_mut(&set) {
+            set.by_unicast |= mask_of(target) & set.members;
+        }
+    }
+
+    /// A target has died or left: nothing goes to it any more and its acknowledgements are not waited for.
+    pub fn remove_target(&mut self, target: u16, _now: Time) {
+        if self.targets.remove(&target).is_none() {
+            return;
+        }
+        let mask = mask_of(target);
+        self.sets.values_mut().for_each(|set| set.members &= !mask);
+        let mut settled = Vec::new();
+        for (number, frame) in &mut self.frames {
+            frame.waiting &= !mask;
+            frame.unicast_left &= !mask;
+            if frame.waiting == 0 {
+                settled.push(*number);
+            }
+        }
+        settled.into_iter().for_each(|frame| self.forget(frame));
+        self.congestion.remove(target);
+    }
+
+    /// Bytes of bodies that may be pushed now. The last frame may exceed it, so that one that is larger than the
+    /// whole window still passes.
+    pub fn window_free(&self) -> usize {
+        let span = match (self.frames.keys().next(), self.newest) {
+            (Some(oldest), Some(newest)) => newest - oldest + 1,
+            _ => 0,
+        };
+        if span >= FRAME_SPAN_MAX || self.frames.len() >= OPEN_FRAMES_MAX {
+            return 0;
+        }
+        self.config.repair_window_bytes.saturating_sub(self.window_bytes)
+    }
+
+    /// Takes a frame's body to be sent to the members of a set.
+    ///
+    /// # Panics
+    /// If the set is unknown, the number not above the last one's or too far above the oldest open one, or the body
+    /// empty or longer than a body can be: all of these are the caller's mistakes.
+    pub fn push(&mut self, frame: u64, set: u16, body: Arc<[u8]>) {
+        assert!(self.newest.is_none_or(|newest| frame > newest), "frame numbers rise");
+        assert!(!body.is_empty() && body.len() <= FRAME_SEALED_BODY_BYTES_MAX, "a frame body's length");
+        let oldest = self.frames.keys().next().copied().unwrap_or(frame);
+        assert!(frame - oldest <= FRAME_SPAN_MAX, "the oldest open frame is too far behind");
+        self.newest = Some(frame);
+        let state = self.sets.get(&set).expect("the set was added");
+        if state.members == 0 {
+            self.events.push_back(SenderEvent::Settled { frame });
+            return;
+        }
+        let piece = if state.members == state.by_unicast {
+            self.config.unicast_piece_bytes
+        } else {
+            self.config.datagram_bytes
+        };
+        self.window_bytes += body.len();
+        let open = OpenFrame::new(set, body, piece - PIECE_OVERHEAD_BYTES, state.members, state.by_unicast);
+        if open.multicast_waiting() != 0 {
+            self.multicast.push_back(frame);
+        }
+        for target in targets_of(open.by_unicast) {
+            self.target(target).unicast.push_back(frame);
+        }
+        self.frames.insert(frame, open);
+    }
+
+    /// What has happened, in order.
+    pub fn poll_event(&mut self) -> Option<SenderEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`Sender::poll_transmit`] again if nothing else happens.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let announce = self.targets.values().filter_map(|target| target.announce_at);
+        let silence = self.targets.values().filter(|target| target.open > 0);
+        let silence = silence.map(|target| target.heard + SCATTER_SILENCE_MAX);
+        let to_send =
+            !self.multicast.is_empty() || !self.multicast_repairs.is_empty() || self.is_unicast_paced();
+        let pace = to_send.then(|| self.bucket.ready_at(self.rate));
+        announce.chain(silence).chain(self.decide_at).chain(pace).min()
+    }
+
+    fn is_unicast_paced(&self) -> bool {
+        let waits = |target: &Target| !target.unicast_repairs.is_empty() || self.may_go_on(target);
+        self.config.bandwidth.is_some() && self.targets.values().any(waits)
+    }
+
+    /// Whether no frame is open.
+    pub fn is_idle(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Bytes a second at which multicast leaves now.
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// What has been done so far.
+    pub fn counters(&self) -> SenderCounters {
+        self.counters
+    }
+
+    fn target(&mut self, target: u16) -> &mut Target {
+        self.targets.get_mut(&target).expect("members of sets are known until they are removed")
+    }
+
+    /// Nobody waits for the frame any more.
+    fn forget(&mut self, number: u64) {
+        if let Some(frame) = self.frames.remove(&number) {
+            self.window_bytes -= frame.body.len();
+            self.events.push_back(SenderEvent::Settled { frame: number });
+        }
+    }
+
+    /// What is due by time alone.
+    fn tick(&mut self, now: Time) {
+        self.rate = self.congestion.rate(now);
+        let mut silent = Vec::new();
+        for (number, target) in &mut self.targets {
+            if target.announce_at.is_some_and(|at| now >= at) || target.announce.len() >= ANNOUNCE_SPANS_MAX {
+                let spans = std::mem::take(&mut target.announce);
+                target.announce_at = None;
+                self.events.push_back(SenderEvent::Announce { target: *number, spans });
+            }
+            if target.open > 0 && now.since(target.heard) >= SCATTER_SILENCE_MAX {
+                silent.push(*number);
+            }
+        }
+        for target in silent {
+            self.remove_target(target, now);
+            self.events.push_back(SenderEvent::Expelled { target });
+        }
+        self.decide_repairs(now);
+    }
+}

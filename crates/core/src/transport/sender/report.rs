@@ -1,0 +1,160 @@
+//! What receivers say: acknowledgements, losses, and how they are answered.
+
+use super::{Sender, SenderEvent};
+use crate::limits::MULTICAST_REPAIR_ROUNDS_MAX;
+use crate::time::Time;
+use crate::transport::{REPAIR_COLLECT, TransportError, UNICAST_RETRY, mask_of, targets_of};
+use crate::wire::control::{FrameGap, Report};
+
+impl Sender {
+    /// Takes in a target's report.
+    ///
+    /// # Errors
+    /// [`TransportError`]: the report is nonsense, and the caller ends that peer; what stood in it before the
+    /// nonsense has been taken in.
+    pub fn on_report(&mut self, target: u16, report: &Report, now: Time) -> Result<(), TransportError> {
+        if !self.targets.contains_key(&target) {
+            return Err(TransportError::UnknownTarget);
+        }
+        let mask = mask_of(target);
+        for (set, below) in &report.seen {
+            let known = self.sets.get(set).filter(|set| set.members & mask != 0);
+            if known.is_none_or(|set| *below > set.next_number) {
+                return Err(TransportError::Seen(*set));
+            }
+        }
+        for (first, last) in &report.written {
+            self.acknowledged(target, *first, *last, now)?;
+        }
+        let state = self.targets.get_mut(&target).expect("checked above");
+        if let Some(sample) = state.path.on_report(now, report, &self.history) {
+            self.congestion.on_sample(now, target, &sample);
+        }
+        for gap in &report.gaps {
+            self.missing(target, gap, now)?;
+        }
+        // What this report says may complete the picture of what others have reported.
+        self.decide_at = (!self.pending.is_empty()).then_some(now);
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, target: u16, first: u64, last: u64, now: Time) -> Result<(), TransportError> {
+        let (mask, error) = (mask_of(target), TransportError::Acknowledges(first, last));
+        if first > last {
+            return Err(error);
+        }
+        // Every number of the range must be open at the target, so the range is no longer than the window.
+        let open = self.frames.range_mut(first..=last);
+        let mut expected = first;
+        let mut acked = Vec::new();
+        for (number, frame) in open {
+            if *number != expected || frame.waiting & mask == 0 || !frame.is_sent_to(mask) {
+                return Err(error);
+            }
+            expected = expected.wrapping_add(1);
+            acked.push(*number);
+        }
+        if acked.len() as u64 != (last - first).saturating_add(1) {
+            return Err(error);
+        }
+        for number in acked {
+            let frame = self.frames.get_mut(&number).expect("found above");
+            frame.waiting &= !mask;
+            let settled = frame.waiting == 0;
+            let state = self.target(target);
+            state.heard = now;
+            state.settle(number, true);
+            self.events.push_back(SenderEvent::Acked { frame: number, target });
+            if settled {
+                self.forget(number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of what the target misses of a frame, as far as it can't be under way.
+    fn missing(&mut self, target: u16, gap: &FrameGap, now: Time) -> Result<(), TransportError> {
+        let mask = mask_of(target);
+        let open =
+            self.frames.get_mut(&gap.frame).filter(|open| open.waiting & mask != 0 && open.is_sent_to(mask));
+        let Some(open) = open else { return Err(TransportError::Gap(gap.frame)) };
+        let path = &self.targets[&target].path;
+        let (seen, loss_delay) = (path.seen_below(open.set), path.loss_delay());
+        let all = [(0, open.count - 1)];
+        let ranges = if gap.pieces.is_empty() { &all[..] } else { &gap.pieces[..] };
+        let mut next = 0;
+        for (first, last) in ranges {
+            if *first < next || last < first || *last >= open.count {
+                return Err(TransportError::Ranges(gap.frame));
+            }
+            next = last + 1;
+            for index in *first..=*last {
+                let repair = open.repair.get(&index).copied().unwrap_or_default();
+                if repair.missing & mask != 0 || repair.queued {
+                    continue;
+                }
+                let lost = if repair.unicast & mask != 0 {
+                    now.since(repair.unicast_at) >= UNICAST_RETRY
+                } else if open.by_unicast & mask != 0 {
+                    now.since(open.unicast_at) >= UNICAST_RETRY
+                } else {
+                    let sent = open.sent[usize::from(index)];
+                    seen > sent.number || now.since(sent.at) >= loss_delay
+                };
+                if lost {
+                    open.repair.entry(index).or_default().missing |= mask;
+                    self.pending.entry((gap.frame, index)).or_insert(now + REPAIR_COLLECT);
+                    self.counters.losses += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers losses once every member has had its say, or has had the time for it.
+    pub(super) fn decide_repairs(&mut self, now: Time) {
+        if self.decide_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.retain(|(number, index), until| {
+            let Some(open) = self.frames.get(number) else { return false };
+            let missing = open.repair[index].missing;
+            let number_sent = open.sent.get(usize::from(*index)).map(|sent| sent.number);
+            let silent = open.multicast_waiting() & !missing;
+            let heard = |target| {
+                number_sent.is_some_and(|sent| self.targets[&target].path.seen_below(open.set) > sent)
+            };
+            if now < *until && !targets_of(silent).all(heard) {
+                return true;
+            }
+            self.answer(*number, *index, now);
+            false
+        });
+        self.decide_at = pending.values().copied().min();
+        self.pending = pending;
+    }
+
+    /// Sends a piece again to all who miss it.
+    fn answer(&mut self, number: u64, index: u16, now: Time) {
+        let open = self.frames.get_mut(&number).expect("the caller has looked");
+        let repair = open.repair.get_mut(&index).expect("what is pending is missed");
+        let missing = std::mem::take(&mut repair.missing) & open.waiting;
+        let by_multicast = missing & !open.by_unicast & !repair.unicast;
+        let by_unicast = if by_multicast.count_ones() >= 2 && repair.rounds < MULTICAST_REPAIR_ROUNDS_MAX {
+            repair.rounds += 1;
+            repair.queued = true;
+            self.multicast_repairs.push_back((number, index));
+            missing & !by_multicast
+        } else {
+            missing
+        };
+        if by_unicast != 0 {
+            repair.unicast |= by_unicast;
+            repair.unicast_at = now;
+        }
+        for target in targets_of(by_unicast) {
+            self.target(target).unicast_repairs.push_back((number, index));
+        }
+    }
+}

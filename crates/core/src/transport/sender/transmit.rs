@@ -1,0 +1,270 @@
+//! What leaves next.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::frames::{OpenFrame, PieceSent};
+use super::{Sender, Target};
+use crate::time::Time;
+use crate::transport::{TRANSMIT_BYTES_MAX, TRANSMIT_PIECES_MAX, mask_of, targets_of};
+use crate::wire::piece::{PIECE_OVERHEAD_BYTES, PieceHeader, PieceKind};
+use crate::wire::seal::Channel;
+
+/// Where a transmission goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// To the set's multicast group, a datagram per piece.
+    Multicast {
+        /// The set.
+        set: u16,
+    },
+    /// To one target's data connection.
+    Unicast {
+        /// The target.
+        target: u16,
+    },
+}
+
+/// Consecutive pieces of one frame that leave by one path, sealed one by one.
+#[derive(Clone, Debug)]
+pub struct Transmit {
+    /// Where to.
+    pub path: Path,
+    /// The set under whose key they are sealed.
+    pub set: u16,
+    /// The frame.
+    pub frame: u64,
+    /// By multicast: the packet number that the first of them must get; the others follow. Each multicast transmission
+    /// must be sealed, in order, even if it can't be sent.
+    pub number: Option<u64>,
+    body: Arc<[u8]>,
+    first: u16,
+    pieces: u16,
+    count: u16,
+    piece_bytes: usize,
+}
+
+impl Transmit {
+    fn new(path: Path, frame: u64, number: Option<u64>, open: &OpenFrame, first: u16, pieces: u16) -> Self {
+        Transmit {
+            path,
+            set: open.set,
+            frame,
+            number,
+            body: open.body.clone(),
+            first,
+            pieces,
+            count: open.count,
+            piece_bytes: open.piece_bytes,
+        }
+    }
+
+    /// Each piece's header, but for what sealing fills in, and its payload. All but the last payload of a frame have
+    /// the same length.
+    pub fn pieces(&self, session: u64) -> impl Iterator<Item = (PieceHeader, &[u8])> {
+        (self.first..self.first + self.pieces).map(move |index| {
+            let header = PieceHeader {
+                kind: PieceKind::Scatter,
+                set: self.set,
+                channel: Channel::MULTICAST,
+                vm: 0,
+                session,
+                number: 0,
+                frame: self.frame,
+                index,
+                count: self.count,
+                piece_bytes: self.piece_bytes as u32,
+            };
+            let start = usize::from(index) * self.piece_bytes;
+            (header, &self.body[start..self.body.len().min(start + self.piece_bytes)])
+        })
+    }
+
+    /// Which pieces of the frame they are.
+    pub fn indices(&self) -> Range<u16> {
+        self.first..self.first + self.pieces
+    }
+
+    /// Bytes of all of them, sealed.
+    pub fn sealed_bytes(&self) -> usize {
+        let start = usize::from(self.first) * self.piece_bytes;
+        let end = (usize::from(self.first) + usize::from(self.pieces)) * self.piece_bytes;
+        end.min(self.body.len()) - start + usize::from(self.pieces) * PIECE_OVERHEAD_BYTES
+    }
+}
+
+impl Sender {
+    /// What leaves next; `None` if there is nothing, or its pace or window does not allow it now.
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
+        self.tick(now);
+        let ready = self.bucket.ready(now, self.rate);
+        if !ready && self.config.bandwidth.is_some() {
+            return None;
+        }
+        self.unicast_turn = !self.unicast_turn;
+        if self.unicast_turn {
+            if let Some(transmit) = self.next_unicast(now) {
+                return Some(transmit);
+            }
+        }
+        if ready {
+            let transmit = self.next_multicast_repair(now).or_else(|| self.next_multicast(now));
+            if transmit.is_some() {
+                return transmit;
+            }
+            self.history.paused();
+        }
+        if self.unicast_turn { None } else { self.next_unicast(now) }
+    }
+
+    /// A millisecond's worth of pieces, within what is sent at once.
+    fn run_pieces_max(&self, piece_bytes: usize) -> u16 {
+        let bytes = (self.rate / 1000).min(TRANSMIT_BYTES_MAX as u64) as usize;
+        (bytes / (piece_bytes + PIECE_OVERHEAD_BYTES)).clamp(1, TRANSMIT_PIECES_MAX) as u16
+    }
+
+    fn next_multicast(&mut self, now: Time) -> Option<Transmit> {
+        while let Some(&number) = self.multicast.front() {
+            let Some(open) = self.frames.get(&number).filter(|open| open.multicast_waiting() != 0) else {
+                if let Some(open) = self.frames.get_mut(&number) {
+                    open.multicast_next = open.count;
+                }
+                self.multicast.pop_front();
+                continue;
+            };
+            let first = open.multicast_next;
+            let pieces = self.run_pieces_max(open.piece_bytes).min(open.count - first);
+            self.counters.multicast_pieces += u64::from(pieces);
+            let transmit = self.multicast_run(now, number, first, pieces);
+            let open = self.frames.get_mut(&number).expect("found above");
+            open.multicast_next += pieces;
+            if open.multicast_next == open.count {
+                let (set, waiting) = (open.set, open.multicast_waiting());
+                self.multicast.pop_front();
+                targets_of(waiting).for_each(|target| self.target(target).opened(now, number, set));
+            }
+            return Some(transmit);
+        }
+        None
+    }
+
+    fn next_multicast_repair(&mut self, now: Time) -> Option<Transmit> {
+        while let Some((number, first)) = self.multicast_repairs.pop_front() {
+            let Some(open) = self.frames.get(&number).filter(|open| open.multicast_waiting() != 0) else {
+                continue;
+            };
+            let max = self.run_pieces_max(open.piece_bytes);
+            let mut pieces = 1;
+            while pieces < max && self.multicast_repairs.front() == Some(&(number, first + pieces)) {
+                self.multicast_repairs.pop_front();
+                pieces += 1;
+            }
+            self.counters.multicast_repairs += u64::from(pieces);
+            return Some(self.multicast_run(now, number, first, pieces));
+        }
+        None
+    }
+
+    /// Numbers these pieces' datagrams and pays for them.
+    fn multicast_run(&mut self, now: Time, number: u64, first: u16, pieces: u16) -> Transmit {
+        let open = self.frames.get_mut(&number).expect("the frame is open");
+        let set = self.sets.get_mut(&open.set).expect("sets are never removed");
+        let packet = set.next_number;
+        set.next_number += u64::from(pieces);
+        for (index, number) in (first..first + pieces).zip(packet..) {
+            let sent = PieceSent { number, at: now };
+            match open.sent.get_mut(usize::from(index)) {
+                Some(piece) => *piece = sent,
+                None => open.sent.push(sent),
+            }
+            if let Some(repair) = open.repair.get_mut(&index) {
+                repair.queued = false;
+            }
+        }
+        let overhead = PIECE_OVERHEAD_BYTES + self.config.datagram_overhead_bytes;
+        let bytes = open.payload_bytes(first, pieces) + usize::from(pieces) * overhead;
+        self.bucket.take(bytes);
+        self.history.sent(now, open.set, set.next_number, bytes);
+        Transmit::new(Path::Multicast { set: open.set }, number, Some(packet), open, first, pieces)
+    }
+
+    /// Asks the targets in turn.
+    fn next_unicast(&mut self, now: Time) -> Option<Transmit> {
+        let later = self.targets.range(self.last_target + 1..).map(|(number, _)| *number);
+        let earlier = self.targets.range(..=self.last_target).map(|(number, _)| *number);
+        let waits = |number: &u16| {
+            let target = &self.targets[number];
+            !target.unicast_repairs.is_empty() || self.may_go_on(target)
+        };
+        let waiting: Vec<u16> = later.chain(earlier).filter(waits).collect();
+        for number in waiting {
+            let transmit =
+                self.next_unicast_repair(now, number).or_else(|| self.next_unicast_first(now, number));
+            let Some(transmit) = transmit else { continue };
+            self.last_target = number;
+            if self.config.bandwidth.is_some() {
+                self.bucket.take(transmit.sealed_bytes());
+            }
+            return Some(transmit);
+        }
+        None
+    }
+
+    /// Whether a frame waits for TCP and its window has room.
+    pub(super) fn may_go_on(&self, target: &Target) -> bool {
+        !target.unicast.is_empty() && target.in_flight_bytes < self.config.unicast_window_bytes
+    }
+
+    fn next_unicast_repair(&mut self, now: Time, number: u16) -> Option<Transmit> {
+        let target = self.targets.get_mut(&number)?;
+        while let Some((frame, first)) = target.unicast_repairs.pop_front() {
+            let open = self.frames.get_mut(&frame).filter(|open| open.waiting & mask_of(number) != 0);
+            let Some(open) = open else { continue };
+            let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
+            let max = max.clamp(1, TRANSMIT_PIECES_MAX) as u16;
+            let mut pieces = 1;
+            while pieces < max && target.unicast_repairs.front() == Some(&(frame, first + pieces)) {
+                target.unicast_repairs.pop_front();
+                pieces += 1;
+            }
+            for index in first..first + pieces {
+                open.repair.entry(index).or_default().unicast_at = now;
+            }
+            self.counters.unicast_repairs += u64::from(pieces);
+            return Some(Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces));
+        }
+        None
+    }
+
+    fn next_unicast_first(&mut self, now: Time, number: u16) -> Option<Transmit> {
+        let (mask, window) = (mask_of(number), self.config.unicast_window_bytes);
+        let target = self.targets.get_mut(&number)?;
+        while let Some(&frame) = target.unicast.front() {
+            let Some(open) = self.frames.get_mut(&frame).filter(|open| open.waiting & mask != 0) else {
+                target.unicast.pop_front();
+                target.first_next = 0;
+                continue;
+            };
+            if target.in_flight_bytes >= window {
+                return None;
+            }
+            let first = target.first_next;
+            let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
+            let pieces = (max.clamp(1, TRANSMIT_PIECES_MAX) as u16).min(open.count - first);
+            let transmit = Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces);
+            *target.in_flight.entry(frame).or_default() += transmit.sealed_bytes();
+            target.in_flight_bytes += transmit.sealed_bytes();
+            target.first_next += pieces;
+            self.counters.unicast_pieces += u64::from(pieces);
+            if target.first_next == open.count {
+                target.unicast.pop_front();
+                target.first_next = 0;
+                open.unicast_left &= !mask;
+                open.unicast_at = now;
+                target.opened(now, frame, open.set);
+            }
+            return Some(transmit);
+        }
+        None
+    }
+}

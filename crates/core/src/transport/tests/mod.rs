@@ -1,0 +1,153 @@
+mod hostile;
+mod world;
+
+use std::time::Duration;
+
+use self::world::{Net, World};
+use super::{SenderConfig, SenderCounters};
+use crate::limits::SCATTER_SILENCE_MAX;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn megabytes(bandwidth: u64) -> SenderConfig {
+    SenderConfig { bandwidth: Some(bandwidth * 1_000_000), ..Default::default() }
+}
+
+#[test]
+fn shared_content_leaves_once_and_reaches_members_only() {
+    let mut world = World::new(1, 4, Net::default(), megabytes(100));
+    world.add_set(7, &[0, 1, 2], true);
+    world.add_set(8, &[1, 2], true);
+    world.scatter(&[7, 7, 8], 90, 60_000, 5 * SECOND);
+    world.check_arrival();
+    assert!(world.hosts[3].frames.is_empty());
+    let expected: u64 = world.bodies.values().map(|(_, body)| body.len().div_ceil(1472 - 56) as u64).sum();
+    assert_eq!(world.multicast.len() as u64, expected);
+    assert!(world.multicast.values().all(|count| *count == 1));
+    let counters = SenderCounters { multicast_pieces: expected, ..Default::default() };
+    assert_eq!(world.sender.counters(), counters, "nothing but each piece once");
+}
+
+#[test]
+fn everything_arrives_under_loss_reordering_and_duplication() {
+    for seed in 0..12 {
+        let net = Net { jitter: Duration::from_millis(seed % 4), twice: 0.05, ..Net::default() };
+        let mut world = World::new(seed, 3, net, megabytes(20));
+        let losses = [0.02, 0.10, 0.30];
+        world.hosts.iter_mut().zip(losses).for_each(|(host, loss)| host.loss = loss);
+        world.hosts[1].write = Duration::from_millis(5);
+        world.add_set(1, &[0, 1, 2], true);
+        world.add_set(2, &[0, 2], true);
+        world.add_set(3, &[1], false);
+        println!("seed {seed}");
+        world.scatter(&[1, 2, 1, 3], 60, 70_000, 20 * SECOND);
+        world.check_arrival();
+    }
+}
+
+#[test]
+fn frames_of_one_piece_and_frames_of_two_hundred() {
+    for (frames, bytes) in [(400, 900), (8, 300_000)] {
+        let mut world = World::new(5, 3, Net::default(), megabytes(50));
+        world.hosts.iter_mut().for_each(|host| host.loss = 0.05);
+        world.add_set(1, &[0, 1, 2], true);
+        world.scatter(&[1], frames, bytes, 10 * SECOND);
+        world.check_arrival();
+    }
+}
+
+/// What is sent again is at most 1.1 times what was lost.
+#[test]
+fn repair_costs_what_was_lost() {
+    for loss in [0.01, 0.05] {
+        let mut world = World::new(9, 3, Net::default(), megabytes(50));
+        world.hosts.iter_mut().for_each(|host| host.loss = loss);
+        world.add_set(1, &[0, 1, 2], true);
+        world.scatter(&[1], 400, 60_000, 20 * SECOND);
+        world.check_arrival();
+        let lost: u64 = world.hosts.iter().map(|host| host.lost).sum();
+        let (first, repairs) = (world.sender.counters().multicast_pieces, world.repairs());
+        println!(
+            "loss {loss}: {first} pieces, {lost} lost, {repairs} sent again: {:?}",
+            world.sender.counters()
+        );
+        assert!(lost as f64 > first as f64 * loss * 2.0, "the network loses what it should");
+        assert!(repairs as f64 <= lost as f64 * 1.1);
+        // A piece that two miss is sent once for both.
+        assert!(repairs < lost || loss < 0.02);
+    }
+}
+
+#[test]
+fn dead_target_is_expelled_and_the_others_go_on() {
+    let mut world = World::new(3, 3, Net::default(), megabytes(100));
+    world.hosts[2].dead = true;
+    world.add_set(1, &[0, 1, 2], true);
+    world.scatter(&[1], 40, 60_000, SCATTER_SILENCE_MAX + SECOND);
+    assert_eq!(world.expelled, [2]);
+    world.check_arrival();
+    assert!(world.now.since(crate::time::Time::ZERO) >= SCATTER_SILENCE_MAX);
+    let before = world.now;
+    world.scatter(&[1], 40, 60_000, SECOND);
+    world.check_arrival();
+    assert!(world.now.since(before) < SECOND / 4, "nobody waits for it any more");
+}
+
+#[test]
+fn slow_writer_is_waited_for_and_not_expelled() {
+    let config = SenderConfig { repair_window_bytes: 512 * 1024, ..megabytes(100) };
+    let mut world = World::new(4, 3, Net::default(), config);
+    world.hosts[1].write = Duration::from_millis(300);
+    world.add_set(1, &[0, 1, 2], true);
+    world.scatter(&[1], 60, 60_000, 30 * SECOND);
+    world.check_arrival();
+    assert!(world.expelled.is_empty());
+    assert_eq!(world.repairs(), 0, "slow is not lost");
+}
+
+#[test]
+fn members_that_cannot_join_are_served_over_tcp() {
+    let mut world = World::new(6, 3, Net::default(), megabytes(100));
+    world.add_set(1, &[0, 1, 2], true);
+    world.sender.serve_by_unicast(1, 2);
+    world.scatter(&[1], 30, 60_000, 10 * SECOND);
+    world.check_arrival();
+    let counters = world.sender.counters();
+    assert_eq!(counters.unicast_pieces, counters.multicast_pieces);
+    assert_eq!(world.repairs(), 0);
+}
+
+#[test]
+fn bandwidth_is_kept() {
+    let mut world = World::new(7, 2, Net::default(), megabytes(10));
+    world.add_set(1, &[0, 1], true);
+    world.scatter(&[1], 300, 64_000, 10 * SECOND);
+    let seconds = world.now.since(crate::time::Time::ZERO).as_secs_f64();
+    let rate = world.multicast_bytes as f64 / seconds;
+    assert!((9.5e6..10.1e6).contains(&rate), "{rate}");
+}
+
+/// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
+#[test]
+fn idle_link_is_filled() {
+    for (queue_bytes, loss) in [(256 << 10, 0.0), (4 << 20, 0.0), (4 << 20, 0.01)] {
+        let net = Net { queue_bytes, ..Net::default() };
+        let mut world = World::new(8, 3, net, SenderConfig::default());
+        world.hosts.iter_mut().for_each(|host| host.loss = loss);
+        world.add_set(1, &[0, 1, 2], true);
+        // The start, and then a second of the link.
+        world.scatter(&[1], 1200, 64_000, 5 * SECOND);
+        let (start, before, dropped) = (world.now, world.multicast_bytes, world.dropped);
+        let pieces = world.sender.counters().multicast_pieces;
+        world.scatter(&[1], 2000, 64_000, 5 * SECOND);
+        let share = (world.multicast_bytes - before) as f64
+            / world.now.since(start).as_secs_f64()
+            / world.net.rate as f64;
+        let pieces = world.sender.counters().multicast_pieces - pieces;
+        let dropped = (world.dropped - dropped) as f64 / pieces as f64;
+        println!("queue {queue_bytes}, loss {loss}: {share:.3} of the link, {dropped:.4} dropped before it");
+        assert!(share > 0.93, "{share} of the link with a queue of {queue_bytes} and loss {loss}");
+        assert!(dropped < 0.02, "{dropped} dropped with a queue of {queue_bytes} and loss {loss}");
+        world.check_arrival();
+    }
+}

@@ -1,0 +1,336 @@
+//! One sender, several receivers, and a network between them that loses, delays, doubles and reorders, all from one
+//! seed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use crate::time::Time;
+use crate::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit};
+use crate::wire::control::{FrameSpan, Report};
+use crate::wire::piece::seal_piece;
+use crate::wire::seal::{Channel, OpenKey, SealKey};
+
+pub(super) const SESSION: u64 = 0x5e55_1011;
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+pub(super) struct Rng(u64);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    pub(super) fn chance(&mut self, share: f64) -> bool {
+        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < share
+    }
+}
+
+/// What the network does.
+#[derive(Clone)]
+pub(super) struct Net {
+    /// Bytes a second of the source's link, and what queues in front of it before more is dropped.
+    pub(super) rate: u64,
+    pub(super) queue_bytes: u64,
+    pub(super) delay: Duration,
+    /// Added to each datagram's delay, drawn evenly.
+    pub(super) jitter: Duration,
+    pub(super) twice: f64,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        let (delay, jitter) = (Duration::from_micros(150), Duration::ZERO);
+        Net { rate: 125_000_000, queue_bytes: 4 << 20, delay, jitter, twice: 0.0 }
+    }
+}
+
+pub(super) struct Host {
+    pub(super) receiver: Receiver,
+    pub(super) loss: f64,
+    pub(super) dead: bool,
+    /// How long its user takes to write a frame.
+    pub(super) write: Duration,
+    writing_until: Time,
+    pub(super) frames: HashMap<u64, (u16, Vec<u8>)>,
+    /// Scatter datagrams that were lost on the way to it.
+    pub(super) lost: u64,
+    tcp_until: Time,
+}
+
+enum Event {
+    Datagram(u16, Vec<u8>),
+    Tcp(u16, Vec<u8>),
+    Announce(u16, Vec<FrameSpan>),
+    Report(u16, Report),
+    Written(u16, u64),
+}
+
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) rng: Rng,
+    pub(super) net: Net,
+    pub(super) sender: Sender,
+    pub(super) hosts: Vec<Host>,
+    members: HashMap<u16, Vec<u16>>,
+    keys: HashMap<(u16, Channel), SealKey>,
+    events: BTreeMap<(Time, u64), Event>,
+    serial: u64,
+    link_until: Time,
+    /// What was pushed.
+    pub(super) bodies: HashMap<u64, (u16, Vec<u8>)>,
+    /// How often each piece left by multicast.
+    pub(super) multicast: HashMap<(u64, u16), u32>,
+    pub(super) multicast_bytes: u64,
+    /// Datagrams dropped before the source's link.
+    pub(super) dropped: u64,
+    pub(super) acked: HashSet<(u64, u16)>,
+    pub(super) settled: HashSet<u64>,
+    pub(super) expelled: Vec<u16>,
+}
+
+pub(super) fn set_key(set: u16) -> [u8; 32] {
+    let mut key = [3; 32];
+    key[..2].copy_from_slice(&set.to_be_bytes());
+    key
+}
+
+impl World {
+    pub(super) fn new(seed: u64, hosts: u16, net: Net, config: SenderConfig) -> Self {
+        let host = |target| Host {
+            receiver: Receiver::new(
+                ReceiverConfig { session: SESSION, target, ..Default::default() },
+                Time::ZERO,
+            ),
+            loss: 0.0,
+            dead: false,
+            write: Duration::from_micros(50),
+            writing_until: Time::ZERO,
+            frames: HashMap::new(),
+            lost: 0,
+            tcp_until: Time::ZERO,
+        };
+        World {
+            now: Time::ZERO,
+            rng: Rng::new(seed),
+            net,
+            sender: Sender::new(config, Time::ZERO),
+            hosts: (0..hosts).map(host).collect(),
+            members: HashMap::new(),
+            keys: HashMap::new(),
+            events: BTreeMap::new(),
+            serial: 0,
+            link_until: Time::ZERO,
+            bodies: HashMap::new(),
+            multicast: HashMap::new(),
+            multicast_bytes: 0,
+            dropped: 0,
+            acked: HashSet::new(),
+            settled: HashSet::new(),
+            expelled: Vec::new(),
+        }
+    }
+
+    pub(super) fn add_set(&mut self, set: u16, members: &[u16], multicast: bool) {
+        self.sender.add_set(set, members, multicast);
+        self.members.insert(set, members.to_vec());
+        for target in members {
+            let key = OpenKey::new(&set_key(set), &[Channel::MULTICAST, Channel::unicast(*target)]);
+            self.hosts[usize::from(*target)].receiver.add_set(set, key);
+        }
+    }
+
+    /// Pushes bodies of `bytes` bytes until `frames` are sent, as the window allows, and runs until nothing is open.
+    pub(super) fn scatter(&mut self, sets: &[u16], frames: u64, bytes: usize, limit: Duration) {
+        let end = self.now + limit;
+        let mut number = self.bodies.keys().max().map_or(0, |last| last + 1);
+        let last = number + frames;
+        loop {
+            while number < last && self.sender.window_free() >= bytes {
+                let set = sets[(number % sets.len() as u64) as usize];
+                let len = 1 + bytes - bytes / 4 + self.rng.below(bytes as u64 / 4) as usize;
+                let seed = self.rng.next();
+                let body: Vec<u8> =
+                    (0..len).map(|at| (seed >> (at % 8 * 8)) as u8 ^ (at >> 3) as u8).collect();
+                self.sender.push(number, set, body.clone().into());
+                self.bodies.insert(number, (set, body));
+                number += 1;
+            }
+            self.drive();
+            if number == last && self.sender.is_idle() {
+                return;
+            }
+            assert!(self.now < end, "still open after {limit:?}: {:?}", self.sender.counters());
+            self.advance();
+        }
+    }
+
+    fn drive(&mut self) {
+        while let Some(transmit) = self.sender.poll_transmit(self.now) {
+            self.transmit(&transmit);
+        }
+        while let Some(event) = self.sender.poll_event() {
+            match event {
+                SenderEvent::Acked { frame, target } => assert!(self.acked.insert((frame, target))),
+                SenderEvent::Settled { frame } => assert!(self.settled.insert(frame)),
+                SenderEvent::Announce { target, spans } => {
+                    self.after(self.net.delay, Event::Announce(target, spans));
+                }
+                SenderEvent::Expelled { target } => self.expelled.push(target),
+            }
+        }
+        for target in 0..self.hosts.len() as u16 {
+            let host = &mut self.hosts[usize::from(target)];
+            if let Some(report) = host.receiver.poll_report(self.now).filter(|_| !host.dead) {
+                self.after(self.net.delay, Event::Report(target, report));
+            }
+        }
+    }
+
+    fn advance(&mut self) {
+        let timeouts =
+            self.hosts.iter().filter(|host| !host.dead).filter_map(|host| host.receiver.poll_timeout());
+        let event = self.events.keys().next().map(|(at, _)| *at);
+        let next =
+            timeouts.chain(self.sender.poll_timeout()).chain(event).min().expect("something is to come");
+        self.now = next.max(self.now + Duration::from_micros(1));
+        while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            let event = entry.remove();
+            self.happen(event);
+        }
+    }
+
+    fn after(&mut self, span: Duration, event: Event) {
+        self.serial += 1;
+        self.events.insert((self.now + span, self.serial), event);
+    }
+
+    fn transmit(&mut self, transmit: &Transmit) {
+        let channel = match transmit.path {
+            Path::Multicast { .. } => Channel::MULTICAST,
+            Path::Unicast { target } => Channel::unicast(target),
+        };
+        let key = (transmit.set, channel);
+        let mut expected = transmit.number;
+        let mut pieces = Vec::new();
+        for (header, payload) in transmit.pieces(SESSION) {
+            let seal = self.keys.entry(key).or_insert_with(|| SealKey::new(&set_key(transmit.set), channel));
+            let mut piece = Vec::new();
+            let number = seal_piece(seal, &header, payload, &mut piece).unwrap();
+            if let Some(expected) = &mut expected {
+                assert_eq!(number, *expected);
+                *expected += 1;
+            }
+            pieces.push(piece);
+        }
+        assert_eq!(pieces.iter().map(Vec::len).sum::<usize>(), transmit.sealed_bytes());
+        match transmit.path {
+            Path::Multicast { set } => {
+                for (piece, index) in pieces.into_iter().zip(transmit.indices()) {
+                    *self.multicast.entry((transmit.frame, index)).or_default() += 1;
+                    self.multicast_datagram(set, &piece);
+                }
+            }
+            Path::Unicast { target } => pieces.into_iter().for_each(|piece| self.tcp(target, piece)),
+        }
+    }
+
+    fn multicast_datagram(&mut self, set: u16, piece: &[u8]) {
+        let bytes = piece.len() as u64 + 42;
+        self.multicast_bytes += bytes;
+        let queued = self.link_until.since(self.now).as_micros() as u64 * self.net.rate / 1_000_000;
+        if queued > self.net.queue_bytes {
+            self.dropped += 1;
+            return;
+        }
+        // In microseconds, with the remainder left to chance so that no bandwidth is lost or won.
+        let micros = bytes * 1_000_000 / self.net.rate;
+        let rest = (bytes * 1_000_000 % self.net.rate) as f64 / self.net.rate as f64;
+        let micros = micros + u64::from(self.rng.chance(rest));
+        self.link_until = self.link_until.max(self.now) + Duration::from_micros(micros);
+        let queue = self.link_until.since(self.now);
+        for target in self.members[&set].clone() {
+            let (loss, dead) = (self.hosts[usize::from(target)].loss, self.hosts[usize::from(target)].dead);
+            if dead || self.rng.chance(loss) {
+                self.hosts[usize::from(target)].lost += u64::from(!dead);
+                continue;
+            }
+            for _ in 0..1 + u32::from(self.rng.chance(self.net.twice)) {
+                let jitter = Duration::from_micros(self.rng.below(self.net.jitter.as_micros() as u64));
+                self.after(queue + self.net.delay + jitter, Event::Datagram(target, piece.to_vec()));
+            }
+        }
+    }
+
+    /// Reliable and in order, at a tenth of the link's rate.
+    fn tcp(&mut self, target: u16, piece: Vec<u8>) {
+        let host = &mut self.hosts[usize::from(target)];
+        let span = Duration::from_micros(piece.len() as u64 * 10_000_000 / self.net.rate);
+        host.tcp_until = host.tcp_until.max(self.now) + span;
+        let span = host.tcp_until.since(self.now) + self.net.delay;
+        self.after(span, Event::Tcp(target, piece));
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Datagram(target, mut piece) | Event::Tcp(target, mut piece) => {
+                let host = &mut self.hosts[usize::from(target)];
+                if host.dead {
+                    return;
+                }
+                host.receiver.on_piece(now, &mut piece);
+                while let Some((frame, set, body)) = self.hosts[usize::from(target)].receiver.poll_frame() {
+                    let host = &mut self.hosts[usize::from(target)];
+                    assert!(host.frames.insert(frame, (set, body)).is_none(), "frame {frame} came twice");
+                    host.writing_until = host.writing_until.max(now) + host.write;
+                    let span = host.writing_until.since(now);
+                    self.after(span, Event::Written(target, frame));
+                }
+            }
+            Event::Announce(target, spans) => self.hosts[usize::from(target)].receiver.on_sent(now, &spans),
+            Event::Report(target, report) => {
+                if !self.expelled.contains(&target) {
+                    self.sender.on_report(target, &report, now).expect("an honest receiver");
+                }
+            }
+            Event::Written(target, frame) => self.hosts[usize::from(target)].receiver.written(frame),
+        }
+    }
+
+    /// Every live member has every frame of its sets, byte by byte, and nothing else.
+    pub(super) fn check_arrival(&self) {
+        for (target, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.dead) {
+            let target = target as u16;
+            let mut expected = 0;
+            for (number, (set, body)) in &self.bodies {
+                if self.members[set].contains(&target) {
+                    expected += 1;
+                    let (from, arrived) = host.frames.get(number).expect("a member has every frame");
+                    assert!(from == set && arrived == body, "frame {number} at {target}");
+                    assert!(self.acked.contains(&(*number, target)));
+                }
+            }
+            assert_eq!(host.frames.len(), expected, "host {target} has only what is meant for it");
+            assert_eq!(host.receiver.held_bytes(), 0);
+        }
+        assert_eq!(self.settled.len(), self.bodies.len());
+    }
+
+    /// Pieces that left, first times and repairs alike, by either path.
+    pub(super) fn repairs(&self) -> u64 {
+        let counters = self.sender.counters();
+        counters.multicast_repairs + counters.unicast_repairs
+    }
+}

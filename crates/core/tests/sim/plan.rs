@@ -1,0 +1,129 @@
+//! What a seed makes of a run: sizes, sharing, network, faults.
+
+use std::time::Duration;
+
+use vmscatter_core::page::PAGE_SIZE;
+
+use super::qemu::Memory;
+use super::rng::Rng;
+use super::world::Event;
+
+/// One run's circumstances.
+pub struct Plan {
+    pub targets: u16,
+    pub vms: u16,
+    pub loss_per_mille: u64,
+    pub delay_us_max: u64,
+    pub compress: bool,
+    pub streams_max: usize,
+    /// Repair window in bytes: small ones make the sender wait.
+    pub window_bytes: usize,
+    /// An incoming QEMU takes this long for an output, at most.
+    pub load_us_max: u64,
+    pub kill: Option<(Duration, u16)>,
+    pub cancel: Option<Duration>,
+    pub incoming_dies: Option<(Duration, u16)>,
+    /// A target falls behind: it leaves the scatter while frames are on their way to it.
+    pub falls_behind: Option<(Duration, u16)>,
+    pub dirty_rates: Vec<usize>,
+    pub paused: Vec<bool>,
+    placement: Vec<u16>,
+}
+
+impl Plan {
+    pub fn draw(rng: &mut Rng) -> Self {
+        let targets = 1 + rng.below(4) as u16;
+        let vms = 1 + rng.below(6) as u16;
+        let moment = |rng: &mut Rng| Duration::from_micros(rng.below(1_500_000));
+        let faulty = rng.one_in(2);
+        Plan {
+            targets,
+            vms,
+            loss_per_mille: if rng.one_in(3) { 0 } else { rng.below(300) },
+            delay_us_max: 100 + rng.below(5_000),
+            compress: rng.one_in(2),
+            streams_max: 1 + rng.below(3) as usize,
+            window_bytes: 512 * 1024 << rng.below(4),
+            load_us_max: 100 + rng.below(5_000),
+            kill: (faulty && rng.one_in(2)).then(|| (moment(rng), rng.below(u64::from(targets)) as u16)),
+            cancel: (faulty && rng.one_in(4)).then(|| moment(rng)),
+            incoming_dies: (faulty && rng.one_in(3)).then(|| (moment(rng), rng.below(u64::from(vms)) as u16)),
+            falls_behind: rng.one_in(3).then(|| {
+                (Duration::from_micros(5_000 + rng.below(80_000)), rng.below(u64::from(targets)) as u16)
+            }),
+            dirty_rates: (0..vms).map(|_| rng.below(12) as usize).collect(),
+            paused: (0..vms).map(|_| rng.one_in(10)).collect(),
+            placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
+        }
+    }
+
+    /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.
+    pub fn quiet(targets: u16, vms: u16) -> Self {
+        Plan {
+            targets,
+            vms,
+            loss_per_mille: 0,
+            delay_us_max: 200,
+            compress: false,
+            streams_max: 2,
+            window_bytes: 8 * 1024 * 1024,
+            load_us_max: 200,
+            kill: None,
+            cancel: None,
+            incoming_dies: None,
+            falls_behind: None,
+            dirty_rates: vec![0; usize::from(vms)],
+            paused: vec![false; usize::from(vms)],
+            placement: (0..vms).map(|vm| vm % targets).collect(),
+        }
+    }
+
+    pub fn target_of(&self, vm: u16) -> u16 {
+        self.placement[usize::from(vm)]
+    }
+
+    pub fn paused(&self, vm: u16) -> bool {
+        self.paused[usize::from(vm)]
+    }
+
+    pub fn faults(&self) -> Vec<(Duration, Event)> {
+        let mut faults = Vec::new();
+        if let Some((at, target)) = self.kill {
+            faults.push((at, Event::Kill(target)));
+        }
+        if let Some(at) = self.cancel {
+            faults.push((at, Event::Cancel));
+        }
+        if let Some((at, vm)) = self.incoming_dies {
+            faults.push((at, Event::IncomingDies(self.target_of(vm), vm)));
+        }
+        if let Some((at, target)) = self.falls_behind {
+            faults.push((at, Event::FallsBehind(target)));
+        }
+        faults
+    }
+
+    /// A guest's memory: zero pages, contents that all guests hold, contents that stand twice in it, its own.
+    pub fn memory(&self, vm: u16, rng: &mut Rng) -> Memory {
+        let mut own_pages = 0u64;
+        [40 + rng.below(60), 1 + rng.below(8)]
+            .iter()
+            .map(|pages| {
+                let mut bytes = vec![0; *pages as usize * PAGE_SIZE];
+                for page in bytes.chunks_exact_mut(PAGE_SIZE) {
+                    match rng.below(8) {
+                        0 | 1 => {}
+                        2..=4 => page.fill(rng.below(40) as u8 + 1),
+                        5 => page.fill(100 + (rng.below(6) as u8) * 10 + vm as u8),
+                        _ => {
+                            own_pages += 1;
+                            page[..8].copy_from_slice(&(own_pages << 16 | u64::from(vm)).to_le_bytes());
+                            page[2000] = rng.below(256) as u8;
+                        }
+                    }
+                }
+                bytes
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,403 @@
+//! The source's driver in the simulation: what the binary does with threads and sockets, done in one loop.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmscatter_core::index::{Contents, Records, RunBuilder};
+use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
+use vmscatter_core::placement::{TargetId, TargetSet};
+use vmscatter_core::schedule::{FramePlan, Schedule};
+use vmscatter_core::session::{
+    RecordCounts, Scatterer, SessionKeys, SourceAction, SourceEntryKind, SourceSession, SourceVm, TargetAction,
+};
+use vmscatter_core::time::Time;
+use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
+use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
+use vmscatter_core::wire::frame::{Compression, Encoder};
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::seal::{Channel, OpenKey, SealKey};
+
+use super::plan::Plan;
+use super::qemu::{SourceQemu, TargetQemu};
+use super::rng::Rng;
+use super::world::{Event, Net, describe};
+
+const SESSION_TAG: u64 = 0x5e55;
+/// Plain bytes of one VM between the two QEMUs.
+const IN_FLIGHT: usize = 64 * 1024;
+
+pub struct Source {
+    pub session: SourceSession,
+    pub qemus: Vec<SourceQemu>,
+    vms: Vec<SourceVm>,
+    sender: Sender,
+    scatterer: Scatterer,
+    contents: Contents,
+    plans: VecDeque<FramePlan>,
+    scattering: bool,
+    placement: Vec<Option<TargetId>>,
+    encoder: Encoder,
+    compression: Compression,
+    /// Key, members, and seal states of each set, by wire number; a target's own set is `0x1000 + target`.
+    sets: HashMap<u16, Set>,
+    set_numbers: HashMap<TargetSet, u16>,
+    acked: HashSet<(u64, u16)>,
+    bodies: HashMap<u64, Arc<[u8]>>,
+    /// Targets whose reports no longer count.
+    out_of_scatter: HashSet<u16>,
+    sockets: Vec<bool>,
+    reported_end: Vec<bool>,
+    finished: bool,
+    load_us_max: u64,
+}
+
+struct Set {
+    key: [u8; 32],
+    members: Vec<u16>,
+    multicast: SealKey,
+    unicast: HashMap<u16, SealKey>,
+}
+
+impl Set {
+    fn new(number: u16, members: Vec<u16>) -> Self {
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&number.to_be_bytes());
+        let unicast = members.iter().map(|to| (*to, SealKey::new(&key, Channel::unicast(*to)))).collect();
+        Set { key, multicast: SealKey::new(&key, Channel::MULTICAST), unicast, members }
+    }
+}
+
+fn own_set(target: u16) -> u16 {
+    0x1000 + target
+}
+
+impl Source {
+    pub fn new(plan: &Plan, keys: &SessionKeys, rng: &mut Rng) -> Self {
+        let memory = |vm: u16| plan.memory(vm, rng);
+        let memories: Vec<_> = (0..plan.vms).map(memory).collect();
+        let qemu = |(vm, memory): (usize, _)| SourceQemu::new(memory, plan.dirty_rates[vm], !plan.paused[vm]);
+        let qemus: Vec<SourceQemu> = memories.into_iter().enumerate().map(qemu).collect();
+        let contents = collect(&qemus, keys);
+        let placement: Vec<_> = (0..plan.vms).map(|vm| Some(TargetId(plan.target_of(vm) as u8))).collect();
+        let schedule = Schedule::new(&contents, &placement);
+        let plans = schedule.sets.iter().flat_map(|set| set.frames(&contents)).collect();
+        let config = SenderConfig { repair_window_bytes: plan.window_bytes, ..SenderConfig::default() };
+        let mut sender = Sender::new(config, Time::ZERO);
+        let mut sets = HashMap::new();
+        let mut set_numbers = HashMap::new();
+        for target in 0..plan.targets {
+            sets.insert(own_set(target), Set::new(own_set(target), vec![target]));
+        }
+        for (number, set) in schedule.sets.iter().enumerate() {
+            let members: Vec<u16> = set.set.members().map(|target| u16::from(target.0)).collect();
+            let number = if let [only] = members[..] { own_set(only) } else { number as u16 };
+            sender.add_set(number, &members, members.len() > 1);
+            sets.entry(number).or_insert_with(|| Set::new(number, members));
+            set_numbers.insert(set.set, number);
+        }
+        let vms = qemus.iter().enumerate().map(|(vm, qemu)| {
+            SourceVm::new(vm as u16, &qemu.blocks, &keys.mac, &keys.digest)
+        });
+        let specs = qemus.iter().enumerate().map(|(vm, qemu)| {
+            (vm as u16, plan.target_of(vm as u16), qemu.blocks.clone())
+        });
+        Source {
+            session: SourceSession::new(specs, plan.streams_max),
+            vms: vms.collect(),
+            sender,
+            scatterer: Scatterer::new(keys.mac.clone()),
+            contents,
+            plans,
+            scattering: false,
+            placement,
+            encoder: Encoder::new(),
+            compression: if plan.compress { Compression::Zstd(1) } else { Compression::None },
+            sets,
+            set_numbers,
+            acked: HashSet::new(),
+            bodies: HashMap::new(),
+            out_of_scatter: HashSet::new(),
+            sockets: vec![false; qemus.len()],
+            reported_end: vec![false; qemus.len()],
+            qemus,
+            finished: false,
+            load_us_max: plan.load_us_max,
+        }
+    }
+
+    /// A receiver that has been granted what its target is a member of, and nothing else.
+    pub fn receiver_for(&self, target: u16) -> Receiver {
+        let mut receiver = Receiver::new(ReceiverConfig { session: SESSION_TAG, target, ..ReceiverConfig::default() }, Time::ZERO);
+        for (number, set) in self.sets.iter().filter(|(_, set)| set.members.contains(&target)) {
+            receiver.add_set(*number, OpenKey::new(&set.key, &[Channel::MULTICAST, Channel::unicast(target)]));
+        }
+        receiver
+    }
+
+    pub fn prepare(&mut self, net: &mut Net) {
+        for (vm, qemu) in self.qemus.iter().enumerate() {
+            let vm = vm as u16;
+            let spec = VmSpec {
+                vm,
+                uuid: [vm as u8; 16],
+                name: format!("vm{vm}"),
+                guest_file: String::new(),
+                machine: "pc".into(),
+                blocks: qemu.blocks.clone(),
+                paused: !qemu.running,
+            };
+            let target = self.session.target(vm).expect("every VM has one");
+            net.control_to_target(target, Message::Grant(Vec::<SetGrant>::new()));
+            net.control_to_target(target, Message::Prepare(spec));
+        }
+    }
+
+    pub fn counts(&self, vm: u16) -> RecordCounts {
+        self.vms[usize::from(vm)].counts()
+    }
+
+    pub fn describe(&self) -> String {
+        let state = |(vm, qemu): (usize, &SourceQemu)| {
+            let bytes = self.vms[vm].in_flight_bytes();
+            format!("VM {vm}: {} pages dirty, {:?}, {bytes} bytes in flight; ", qemu.dirty_pages(), qemu.migration)
+        };
+        let states: String = self.qemus.iter().enumerate().map(state).collect();
+        describe(&self.session, self.qemus.len() as u16) + &states
+    }
+
+    pub fn control(&mut self, net: &mut Net, target: u16, message: Message) {
+        match message {
+            Message::Report(_) if self.out_of_scatter.contains(&target) => {}
+            Message::Report(report) => self.sender.on_report(target, &report, net.now).expect("an honest target"),
+            Message::Written { vm, next } => {
+                self.vms[usize::from(vm)].written(next).expect("an honest target");
+            }
+            Message::ReturnPath { .. } | Message::Granted { .. } | Message::Pong(_) => {}
+            message => self.session.message(target, message).expect("an honest target"),
+        }
+    }
+
+    pub fn target_lost(&mut self, net: &Net, target: u16) {
+        self.falls_behind(net, target);
+        self.session.target_lost(target, "the host died");
+    }
+
+    pub fn falls_behind(&mut self, net: &Net, target: u16) {
+        self.out_of_scatter.insert(target);
+        self.sender.remove_target(target, net.now);
+    }
+
+    pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
+        self.session.journaled(vm, entry);
+    }
+
+    pub fn shut_arrives(&mut self, net: &mut Net, vm: u16) {
+        if self.qemus[usize::from(vm)].shut() {
+            let span = net.delay();
+            net.after(span, Event::CompletedSeen(vm));
+        }
+    }
+
+    /// A millisecond of every QEMU and of the scatter.
+    pub fn tick(&mut self, net: &mut Net) {
+        for vm in 0..self.qemus.len() {
+            self.qemus[vm].tick(&mut net.rng, 128 * 1024);
+            self.send_stream(net, vm);
+            let state = &mut self.vms[vm];
+            let room = IN_FLIGHT.saturating_sub(state.in_flight_bytes());
+            if !self.sockets[vm] || room == 0 {
+                continue;
+            }
+            let bytes = self.qemus[vm].read(room.min(state.trickle_room()));
+            if let Err(error) = state.input(&bytes) {
+                self.session.failed(vm as u16, error.to_string());
+                continue;
+            }
+            state.flush();
+            if state.is_held() && state.head_written() {
+                self.session.held(vm as u16);
+            }
+            if let Some(digest) = state.final_digest().filter(|_| !std::mem::replace(&mut self.reported_end[vm], true)) {
+                self.session.ram_ended(vm as u16, digest.clone());
+            }
+            self.send_stream(net, vm);
+        }
+        self.scatter(net);
+    }
+
+    fn send_stream(&mut self, net: &mut Net, vm: usize) {
+        let Some(target) = self.session.target(vm as u16) else { return };
+        while let Some(mut frame) = self.vms[vm].poll_frame() {
+            let body = frame.body.finish(self.compression, &mut self.encoder);
+            let set = own_set(target);
+            let mut header = PieceHeader::whole(PieceKind::Stream, set, SESSION_TAG, frame.seq, body.len());
+            header.vm = frame.vm;
+            let mut piece = Vec::new();
+            let key = self.sets.get_mut(&set).and_then(|set| set.unicast.get_mut(&target)).unwrap();
+            seal_piece(key, &header, &body, &mut piece).unwrap();
+            net.tcp(target, piece);
+        }
+    }
+
+    fn scatter(&mut self, net: &mut Net) {
+        if self.scattering {
+            self.fill_window();
+        }
+        while let Some(transmit) = self.sender.poll_transmit(net.now) {
+            let set = self.sets.get_mut(&transmit.set).unwrap();
+            for (header, payload) in transmit.pieces(SESSION_TAG) {
+                let mut piece = Vec::new();
+                match transmit.path {
+                    Path::Multicast { .. } => {
+                        seal_piece(&mut set.multicast, &header, payload, &mut piece).unwrap();
+                        net.multicast(&set.members, &piece);
+                    }
+                    Path::Unicast { target } => {
+                        let key = set.unicast.get_mut(&target).unwrap();
+                        seal_piece(key, &header, payload, &mut piece).unwrap();
+                        net.tcp(target, piece);
+                    }
+                }
+            }
+        }
+        while let Some(event) = self.sender.poll_event() {
+            match event {
+                SenderEvent::Acked { frame, target } => drop(self.acked.insert((frame, target))),
+                SenderEvent::Announce { target, spans } => net.control_to_target(target, Message::Sent(spans)),
+                SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
+                SenderEvent::Expelled { target } => drop(self.out_of_scatter.insert(target)),
+            }
+        }
+        if self.scattering && self.plans.is_empty() && self.sender.is_idle() {
+            self.scattering = false;
+            self.session.scattered();
+        }
+    }
+
+    fn fill_window(&mut self) {
+        while self.sender.window_free() > 300 * 1024 || self.sender.is_idle() {
+            let Some(plan) = self.plans.pop_front() else { break };
+            let (session, qemus) = (&self.session, &self.qemus);
+            let live = |vm| session.stage(vm) == Some(vmscatter_core::session::VmStage::Held);
+            let read = |addr: PageAddr, out: &mut [u8]| {
+                let block = &qemus[usize::from(addr.vm)].memory[usize::from(addr.block)];
+                let start = addr.page as usize * PAGE_SIZE;
+                out.copy_from_slice(&block[start..start + PAGE_SIZE]);
+                true
+            };
+            let frame = self.scatterer.read_frame(&plan, &self.contents, &self.placement, live, read);
+            let Some(frame) = frame else { continue };
+            for (mac, addrs, _) in frame.contents() {
+                for addr in addrs {
+                    self.vms[usize::from(addr.vm)].scattered(addr.block, addr.page, mac, frame.number);
+                }
+            }
+            let contents = frame.contents().map(|(_, addrs, page)| (addrs, page));
+            let body = self.encoder.scatter(contents, self.compression).unwrap();
+            self.sender.push(frame.number, self.set_numbers[&frame.set], body.into());
+        }
+    }
+
+    /// Does what the session wants; `true` once it has finished.
+    pub fn step(&mut self, net: &mut Net) -> bool {
+        while let Some(action) = self.session.poll_action() {
+            self.perform(net, action);
+        }
+        self.finished
+    }
+
+    fn perform(&mut self, net: &mut Net, action: SourceAction) {
+        match action {
+            SourceAction::Send { target, message } => net.control_to_target(target, message),
+            SourceAction::Migrate { vm } => {
+                self.sockets[usize::from(vm)] = true;
+                self.qemus[usize::from(vm)].migrate();
+            }
+            SourceAction::Scatter => self.scattering = true,
+            SourceAction::Settle { vm } => {
+                let target = self.session.target(vm).expect("every VM has one");
+                let acked = &self.acked;
+                self.vms[usize::from(vm)].scatter_closed(|frame| acked.contains(&(frame, target)));
+            }
+            SourceAction::Stream { vm } => {
+                self.qemus[usize::from(vm)].held = false;
+                if let Err(error) = self.vms[usize::from(vm)].release() {
+                    self.session.failed(vm, error.to_string());
+                }
+            }
+            SourceAction::Journal { vm, entry } => {
+                let span = net.delay();
+                net.after(span, Event::SourceJournal(vm, entry));
+            }
+            SourceAction::ReleaseShut { vm } => {
+                let span = net.delay();
+                net.after(span, Event::ShutArrives(vm));
+            }
+            SourceAction::CloseSocket { vm } => {
+                self.sockets[usize::from(vm)] = false;
+                self.qemus[usize::from(vm)].close_socket();
+            }
+            SourceAction::ResumeSource { vm } => self.qemus[usize::from(vm)].cont(),
+            SourceAction::Quit { vm } => self.qemus[usize::from(vm)].quit(),
+            SourceAction::Finished => self.finished = true,
+        }
+    }
+
+    /// A target's driver: here because it needs the source's list of blocks for a new QEMU.
+    pub fn perform_at_target(
+        &mut self,
+        net: &mut Net,
+        target: u16,
+        action: TargetAction,
+        qemus: &mut BTreeMap<u16, TargetQemu>,
+        busy: &mut HashMap<u16, Time>,
+    ) {
+        match action {
+            TargetAction::Send(message) => net.control_to_source(target, message),
+            TargetAction::Join(_) => {}
+            TargetAction::Start(spec) => {
+                qemus.insert(spec.vm, TargetQemu::new(&spec.blocks, &mut net.rng));
+                let span = net.delay();
+                net.after(span, Event::Started(target, spec.vm));
+            }
+            TargetAction::Write { vm, output } => {
+                let until = busy.entry(vm).or_default();
+                *until = (*until).max(net.now) + Duration::from_micros(1 + net.rng.below(self.load_us_max));
+                let span = until.since(net.now);
+                net.after(span, Event::QemuWrites(target, vm, output));
+            }
+            TargetAction::Journal { vm, entry } => {
+                let span = net.delay();
+                net.after(span, Event::TargetJournal(target, vm, entry));
+            }
+            TargetAction::Resume { vm, cont } => {
+                let qemu = qemus.get_mut(&vm).expect("it was started");
+                qemu.running = cont && !qemu.gone;
+                let resumed = net.now.0;
+                net.after(Duration::ZERO, Event::Resumed(target, vm, resumed));
+            }
+            TargetAction::Kill { vm } => {
+                if let Some(qemu) = qemus.get_mut(&vm) {
+                    qemu.kill();
+                }
+            }
+            TargetAction::Finished => {}
+        }
+    }
+}
+
+fn collect(qemus: &[SourceQemu], keys: &SessionKeys) -> Contents {
+    let mut runs = Vec::new();
+    let mut builder = RunBuilder::new();
+    for (vm, qemu) in qemus.iter().enumerate() {
+        for (block, bytes) in qemu.memory.iter().enumerate() {
+            for (page, content) in bytes.chunks_exact(PAGE_SIZE).enumerate().filter(|(_, page)| !is_zero(page)) {
+                let addr = PageAddr { vm: vm as u16, block: block as u16, page: page as u32 };
+                runs.extend(builder.push(keys.mac.mac(content), addr));
+            }
+        }
+    }
+    runs.extend(builder.finish());
+    Contents::from_records(Records::new(runs, Vec::new()))
+}

@@ -1,0 +1,386 @@
+//! One source, several targets, their QEMUs, and a network that loses, delays, duplicates, reorders and kills.
+//!
+//! The state machines are the real ones; only clocks, disks, sockets and QEMU are models. Everything follows from
+//! the seed.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::time::Duration;
+
+use vmscatter_core::page::{DigestKey, MacKey};
+use vmscatter_core::session::{Output, SessionKeys, SourceSession, TargetAction, TargetEntryKind, TargetSession, VmStage};
+use vmscatter_core::session::SourceEntryKind;
+use vmscatter_core::time::Time;
+use vmscatter_core::wire::control::Message;
+use vmscatter_core::wire::piece::PieceHeader;
+use vmscatter_core::wire::seal::Channel;
+
+use super::plan::Plan;
+use super::qemu::{Migration, TargetQemu};
+use super::rng::Rng;
+use super::source::Source;
+
+/// Longest that a session may take, in the world's time.
+const END_MAX: Duration = Duration::from_secs(120);
+const TICK: Duration = Duration::from_millis(1);
+
+/// What happens at a moment.
+pub enum Event {
+    Tick,
+    ControlToTarget(u16, Message),
+    ControlToSource(u16, Message),
+    Piece(u16, Vec<u8>),
+    QemuWrites(u16, u16, Output),
+    TargetJournal(u16, u16, TargetEntryKind),
+    SourceJournal(u16, SourceEntryKind),
+    Started(u16, u16),
+    Resumed(u16, u16, u64),
+    ShutArrives(u16),
+    CompletedSeen(u16),
+    Kill(u16),
+    LossNoticed(u16),
+    Cancel,
+    IncomingDies(u16, u16),
+    FallsBehind(u16),
+}
+
+struct Scheduled {
+    at: Time,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (Reverse(self.at), Reverse(self.order)).cmp(&(Reverse(other.at), Reverse(other.order)))
+    }
+}
+
+/// The network and the clock.
+pub struct Net {
+    pub now: Time,
+    pub rng: Rng,
+    queue: BinaryHeap<Scheduled>,
+    order: u64,
+    /// Per ordered connection, the latest arrival: TCP does not reorder.
+    latest: HashMap<(u8, u16, u16), Time>,
+    loss_per_mille: u64,
+    delay_us_max: u64,
+    dead: Vec<bool>,
+    /// Datagrams that left the source, by set.
+    pub datagrams_sent: u64,
+    pub datagrams_lost: u64,
+}
+
+impl Net {
+    pub fn after(&mut self, span: Duration, event: Event) {
+        self.order += 1;
+        self.queue.push(Scheduled { at: self.now + span, order: self.order, event });
+    }
+
+    pub fn delay(&mut self) -> Duration {
+        Duration::from_micros(50 + self.rng.below(self.delay_us_max))
+    }
+
+    /// Over a connection that keeps order: `kind` and the two ends name it.
+    fn ordered(&mut self, connection: (u8, u16, u16), event: Event) {
+        let arrival = self.now + self.delay();
+        let latest = self.latest.entry(connection).or_default();
+        *latest = arrival.max(*latest);
+        let span = latest.since(self.now);
+        self.after(span, event);
+    }
+
+    pub fn control_to_target(&mut self, target: u16, message: Message) {
+        self.ordered((0, target, 0), Event::ControlToTarget(target, message));
+    }
+
+    pub fn control_to_source(&mut self, target: u16, message: Message) {
+        self.ordered((1, target, 0), Event::ControlToSource(target, message));
+    }
+
+    pub fn tcp(&mut self, target: u16, piece: Vec<u8>) {
+        self.ordered((2, target, 0), Event::Piece(target, piece));
+    }
+
+    /// A datagram to each member of a set; each loses it, gets it twice or late on its own.
+    pub fn multicast(&mut self, members: &[u16], piece: &[u8]) {
+        self.datagrams_sent += 1;
+        for member in members {
+            if self.rng.below(1000) < self.loss_per_mille {
+                self.datagrams_lost += 1;
+                continue;
+            }
+            let copies = if self.rng.one_in(50) { 2 } else { 1 };
+            for _ in 0..copies {
+                let late = if self.rng.one_in(60) { 1 + self.rng.below(80) as u32 } else { 1 };
+                let span = self.delay() * late;
+                let mut piece = piece.to_vec();
+                if self.rng.one_in(500) {
+                    let at = self.rng.below(piece.len() as u64) as usize;
+                    piece[at] ^= 1 << self.rng.below(8);
+                }
+                self.after(span, Event::Piece(*member, piece));
+            }
+        }
+    }
+}
+
+/// A target host: its session, its QEMUs, and what is on its disk.
+struct Target {
+    session: TargetSession,
+    qemus: BTreeMap<u16, TargetQemu>,
+    /// The incoming QEMU's writer is busy until then.
+    busy: HashMap<u16, Time>,
+    votes: Vec<u16>,
+}
+
+/// What came of a run.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    pub moved: u32,
+    pub stayed: u32,
+    pub in_doubt: u32,
+    pub withheld: u64,
+    pub sent: u64,
+    /// Multicast datagrams that left the source.
+    pub datagrams: u64,
+}
+
+pub struct World {
+    net: Net,
+    plan: Plan,
+    source: Source,
+    targets: Vec<Target>,
+    finished: bool,
+    /// Multicast datagrams that arrived at each target.
+    pieces_at: Vec<u64>,
+    /// VMs whose targets know what QEMU said at the source.
+    digests: HashSet<u16>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        Self::with_plan(plan, rng)
+    }
+
+    pub fn with_plan(plan: Plan, mut rng: Rng) -> Self {
+        let keys = SessionKeys { mac: MacKey::new(&[rng.below(256) as u8; 16]), digest: DigestKey::new(&[7; 16]) };
+        let source = Source::new(&plan, &keys, &mut rng);
+        let target = |number: u16| Target {
+            session: TargetSession::new(keys.clone(), source.receiver_for(number)),
+            qemus: BTreeMap::new(),
+            busy: HashMap::new(),
+            votes: Vec::new(),
+        };
+        let targets = (0..plan.targets).map(target).collect();
+        let net = Net {
+            now: Time::ZERO,
+            rng,
+            queue: BinaryHeap::new(),
+            order: 0,
+            latest: HashMap::new(),
+            loss_per_mille: plan.loss_per_mille,
+            delay_us_max: plan.delay_us_max,
+            dead: vec![false; usize::from(plan.targets)],
+            datagrams_sent: 0,
+            datagrams_lost: 0,
+        };
+        let pieces_at = vec![0; usize::from(plan.targets)];
+        World { net, plan, source, targets, finished: false, pieces_at, digests: HashSet::new() }
+    }
+
+    /// Runs until the session ends, and checks what must hold; panics with what does not.
+    pub fn run(self) -> Tally {
+        self.run_to_end().0
+    }
+
+    /// The same, and the network's counts besides.
+    pub fn run_to_end(mut self) -> (Tally, Vec<u64>) {
+        self.net.after(TICK, Event::Tick);
+        for (at, event) in self.plan.faults() {
+            self.net.after(at, event);
+        }
+        self.source.prepare(&mut self.net);
+        while let Some(Scheduled { at, event, .. }) = self.net.queue.pop() {
+            self.net.now = at;
+            assert!(at.since(Time::ZERO) < END_MAX, "the session does not end: {}", self.source.describe());
+            self.handle(event);
+            self.finished |= self.source.step(&mut self.net);
+            self.check_nobody_runs_twice();
+            if self.finished && self.settled() {
+                break;
+            }
+        }
+        assert!(self.finished, "nothing is left to happen, but the session has not ended: {}", self.source.describe());
+        let pieces_at = std::mem::take(&mut self.pieces_at);
+        (self.check_end(), pieces_at)
+    }
+
+    /// What the targets still have to do after the source's session has ended: nothing that concerns a guest.
+    fn settled(&self) -> bool {
+        !self.net.queue.iter().any(|scheduled| !matches!(scheduled.event, Event::Tick))
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick => {
+                let (net, source) = (&mut self.net, &mut self.source);
+                source.tick(net);
+                for target in 0..self.plan.targets {
+                    self.target_event(target, |session, now| session.timeout(now));
+                }
+                if !self.finished {
+                    self.net.after(TICK, Event::Tick);
+                }
+            }
+            Event::ControlToSource(target, message) => {
+                if !self.net.dead[usize::from(target)] {
+                    self.source.control(&mut self.net, target, message);
+                }
+            }
+            Event::ControlToTarget(target, message) => {
+                if let Message::Digest { vm, .. } = &message {
+                    self.digests.insert(*vm);
+                }
+                self.target_event(target, |session, now| session.message(now, message).expect("an honest source"));
+            }
+            Event::Piece(target, mut piece) => {
+                let piece_kind = PieceHeader::decode(&piece).map(|header| header.channel);
+                self.pieces_at[usize::from(target)] += u64::from(piece_kind == Ok(Channel::MULTICAST));
+                self.target_event(target, |session, now| session.piece(now, &mut piece));
+            }
+            Event::Resumed(target, vm, at) => self.target_event(target, |session, _| session.running(vm, at)),
+            Event::Started(target, vm) => self.target_event(target, |session, _| session.prepared(vm)),
+            Event::QemuWrites(target, vm, output) => self.qemu_writes(target, vm, output),
+            Event::TargetJournal(target, vm, entry) => {
+                if !self.net.dead[usize::from(target)] && entry == TargetEntryKind::Vote {
+                    self.targets[usize::from(target)].votes.push(vm);
+                }
+                self.target_event(target, |session, now| session.journaled(now, vm, entry));
+            }
+            Event::SourceJournal(vm, entry) => self.source.journaled(vm, entry),
+            Event::ShutArrives(vm) => self.source.shut_arrives(&mut self.net, vm),
+            Event::CompletedSeen(vm) => self.source.session.completed(vm),
+            Event::Kill(target) => self.kill(target),
+            Event::LossNoticed(target) => self.source.target_lost(&mut self.net, target),
+            Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
+            Event::Cancel => self.source.session.cancel(),
+            Event::IncomingDies(target, vm) => {
+                let state = &mut self.targets[usize::from(target)];
+                if let Some(qemu) = state.qemus.get_mut(&vm).filter(|qemu| !qemu.running && !qemu.gone) {
+                    qemu.kill();
+                    self.target_event(target, |session, _| session.failed(vm, "incoming QEMU died".into()));
+                }
+            }
+        }
+    }
+
+    fn qemu_writes(&mut self, target: u16, vm: u16, output: Output) {
+        if self.net.dead[usize::from(target)] {
+            return;
+        }
+        let Some(qemu) = self.targets[usize::from(target)].qemus.get_mut(&vm).filter(|qemu| !qemu.gone) else {
+            return;
+        };
+        let said = qemu.write(&output.bytes);
+        self.target_event(target, |session, now| {
+            session.written(now, vm, output.bytes.len(), &output.frames, output.stream_next);
+            if !said.is_empty() {
+                session.return_path(now, vm, &said);
+            }
+        });
+    }
+
+    fn target_event(&mut self, target: u16, event: impl FnOnce(&mut TargetSession, Time)) {
+        let state = &mut self.targets[usize::from(target)];
+        if self.net.dead[usize::from(target)] {
+            return;
+        }
+        event(&mut state.session, self.net.now);
+        while let Some(action) = state.session.poll_action() {
+            if let TargetAction::Journal { vm, entry: TargetEntryKind::Vote } = &action {
+                assert!(self.digests.contains(vm), "VM {vm} was voted for before the digests were compared");
+            }
+            self.source.perform_at_target(&mut self.net, target, action, &mut state.qemus, &mut state.busy);
+        }
+    }
+
+    /// The host dies: its QEMUs with it.
+    fn kill(&mut self, target: u16) {
+        self.net.dead[usize::from(target)] = true;
+        self.targets[usize::from(target)].qemus.values_mut().for_each(TargetQemu::kill);
+        let notice = Duration::from_millis(5 + self.net.rng.below(200));
+        self.net.after(notice, Event::LossNoticed(target));
+    }
+
+    fn check_nobody_runs_twice(&self) {
+        for (vm, qemu) in self.source.qemus.iter().enumerate() {
+            let at = usize::from(self.plan.target_of(vm as u16));
+            let Some(twin) = self.targets[at].qemus.get(&(vm as u16)) else { continue };
+            assert!(!(qemu.running && twin.running), "VM {vm} runs on two hosts");
+            if twin.running {
+                let stopped = qemu.stopped_memory.as_ref().expect("it runs at the target, but never stopped");
+                assert!(qemu.migration == Migration::Completed, "VM {vm} runs before the source completed");
+                for (block, (source, target)) in stopped.iter().zip(&twin.memory).enumerate() {
+                    assert!(source == target, "VM {vm}: block {block} differs at the target");
+                }
+            }
+        }
+    }
+
+    fn check_end(self) -> Tally {
+        let mut tally = Tally { datagrams: self.net.datagrams_sent, ..Tally::default() };
+        for (vm, qemu) in self.source.qemus.iter().enumerate() {
+            let vm = vm as u16;
+            let target = self.plan.target_of(vm);
+            let twin = self.targets[usize::from(target)].qemus.get(&vm);
+            let (here, there) = (qemu.running, twin.is_some_and(|twin| twin.running));
+            let paused = self.plan.paused(vm);
+            match self.source.session.stage(vm) {
+                Some(VmStage::Done) => {
+                    tally.moved += 1;
+                    assert!(qemu.gone && !here, "VM {vm} is done but still at the source");
+                    let dead = self.net.dead[usize::from(target)];
+                    assert!(there || paused || dead, "VM {vm} is done but runs nowhere");
+                }
+                Some(VmStage::Failed) => {
+                    tally.stayed += 1;
+                    let reason = self.source.session.failure(vm).unwrap_or("");
+                    assert!(!reason.contains("digests differ"), "VM {vm} fails to verify: {reason}");
+                    assert!(here || paused, "VM {vm} failed and does not run at the source");
+                    assert!(!there, "VM {vm} failed and runs at the target");
+                }
+                Some(VmStage::InDoubt) => {
+                    tally.in_doubt += 1;
+                    let voted = self.targets[usize::from(target)].votes.contains(&vm);
+                    let dead = self.net.dead[usize::from(target)];
+                    assert!(voted && dead, "VM {vm} is in doubt without a vote, or beside a living target");
+                }
+                stage => panic!("VM {vm} ended as {stage:?}"),
+            }
+            let counts = self.source.counts(vm);
+            tally.withheld += counts.withheld;
+            tally.sent += counts.sent;
+        }
+        tally
+    }
+}
+
+/// For source.rs: names what the session waits for.
+pub fn describe(session: &SourceSession, vms: u16) -> String {
+    (0..vms).map(|vm| format!("VM {vm}: {:?}; ", session.stage(vm))).collect()
+}

@@ -1,0 +1,56 @@
+//! Deterministic simulation of whole sessions: `SIM_SEEDS=N` runs more of them, `SIM_SEED=S` replays one.
+
+mod sim;
+
+use sim::{Plan, Rng, Tally, World};
+
+/// Runs seeds until one fails, whose number is printed.
+fn run_seeds(seeds: impl Iterator<Item = u64>) -> Tally {
+    let mut total = Tally::default();
+    for seed in seeds {
+        let run = std::panic::catch_unwind(|| World::new(seed).run());
+        let tally = run.unwrap_or_else(|_| panic!("seed {seed} fails; replay it with SIM_SEED={seed}"));
+        total.moved += tally.moved;
+        total.stayed += tally.stayed;
+        total.in_doubt += tally.in_doubt;
+        total.withheld += tally.withheld;
+        total.sent += tally.sent;
+    }
+    total
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+}
+
+#[test]
+fn seeded_sessions_hold_the_rules() {
+    let total = match number("SIM_SEED") {
+        Some(seed) => run_seeds(seed..seed + 1),
+        None => run_seeds(0..number("SIM_SEEDS").unwrap_or(300)),
+    };
+    println!("{total:?}");
+    if number("SIM_SEED").is_none() {
+        // A simulation in which nothing moves, or nothing is withheld, would show nothing.
+        assert!(total.moved > total.stayed && total.stayed > 0, "{total:?}");
+        assert!(total.withheld > total.sent / 4, "{total:?}");
+    }
+}
+
+/// Rule: what several targets need leaves the source once, and reaches nobody else.
+#[test]
+fn shared_contents_leave_once_for_their_set() {
+    // Two guests on targets 0 and 1; target 2 has none, and is a member of no set.
+    let mut plan = Plan::quiet(3, 2);
+    let (tally, at) = World::with_plan(plan, Rng::new(5)).run_to_end();
+    assert_eq!(tally.moved, 2);
+    assert!(tally.datagrams > 10, "{tally:?}");
+    assert!(at[0] >= tally.datagrams && at[1] >= tally.datagrams, "{at:?} of {tally:?}");
+    assert_eq!(at[2], 0);
+    // Three targets: each datagram that leaves counts once, and there are no more of them than two targets need.
+    plan = Plan::quiet(3, 3);
+    let (tally, at) = World::with_plan(plan, Rng::new(5)).run_to_end();
+    assert_eq!(tally.moved, 3);
+    let delivered: u64 = at.iter().sum();
+    assert!(delivered > tally.datagrams * 2, "{delivered} arrivals of {} datagrams", tally.datagrams);
+}

@@ -1,0 +1,314 @@
+//! Guests: the file that describes one, the QEMUs that run it, and its life from boot to the last check.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::assets::Assets;
+use crate::host::Host;
+use crate::qmp::Qmp;
+use crate::serial::Serial;
+use crate::weight;
+
+/// The program that runs the guests.
+pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Twelve guests of two cores under TCG are ready within a third of it.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a guest rewrites by default: 2 MiB per second, and a sixteenth more to be never below.
+pub const DIRTY_KIB_PER_S: u32 = 2176;
+
+/// What runs a guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The processor.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+/// How guests are made.
+#[derive(Debug, Clone)]
+pub struct GuestOptions {
+    /// MiB of RAM.
+    pub memory_mib: u32,
+    /// What runs them.
+    pub accel: Accel,
+    /// KiB per second that each rewrites.
+    pub dirty_kib_per_s: u32,
+    /// QEMU's machine type.
+    pub machine: String,
+}
+
+impl Default for GuestOptions {
+    fn default() -> Self {
+        Self {
+            memory_mib: 256,
+            accel: Accel::Tcg,
+            dirty_kib_per_s: DIRTY_KIB_PER_S,
+            machine: "pc".to_owned(),
+        }
+    }
+}
+
+/// A guest as vmscatter is told of it: a command line with placeholders, filled in by each host. `{name}` and
+/// `{run_dir}` are given, others come from the host's configuration.
+#[derive(Debug, Clone, Serialize)]
+pub struct GuestFile {
+    /// The guest's name, unique in the lab.
+    pub name: String,
+    /// The monitor for vmscatter, on whichever host.
+    pub qmp: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
+impl GuestFile {
+    /// Describes guest number `number`, from 1.
+    pub fn new(number: usize, assets: &Assets, options: &GuestOptions) -> Self {
+        let name = format!("vm{number}");
+        let accel = match options.accel {
+            Accel::Kvm => "kvm",
+            // The default would reserve a sixteenth of the machine's memory for each guest's translations.
+            Accel::Tcg => "tcg,tb-size=128",
+        };
+        // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
+        let append = format!(
+            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}",
+            options.dirty_kib_per_s
+        );
+        let arguments = [
+            QEMU,
+            "-name",
+            "{name}",
+            "-uuid",
+            &format!("5ca77e20-0000-4000-8000-{number:012x}"),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-machine",
+            &format!("{},usb=off", options.machine),
+            "-accel",
+            accel,
+            // The best that the accelerator has: with RDRAND the kernel's randomness is there from the start.
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+            "-m",
+            &memory_size(options),
+            "-kernel",
+            &assets.kernel.display().to_string(),
+            "-initrd",
+            &assets.initramfs.display().to_string(),
+            "-append",
+            &append,
+            "-drive",
+            &format!("file={},if=none,id=disk,format=raw,readonly=on", assets.disk.display()),
+            "-device",
+            "virtio-blk-pci,drive=disk",
+            "-chardev",
+            "socket,id=serial,path={run_dir}/{name}.serial,server=on,wait=off",
+            "-serial",
+            "chardev:serial",
+            "-qmp",
+            "unix:{run_dir}/{name}.qmp,server=on,wait=off",
+            "-qmp",
+            "unix:{run_dir}/{name}.lab-qmp,server=on,wait=off",
+        ];
+        Self {
+            qmp: "{run_dir}/{name}.qmp".to_owned(),
+            command: arguments.iter().map(|argument| argument.to_string()).collect(),
+            name,
+        }
+    }
+
+    /// The command on a host whose sockets are in `run_dir`.
+    pub fn command_on(&self, run_dir: &Path) -> Vec<String> {
+        let run_dir = run_dir.display().to_string();
+        let values = BTreeMap::from([("{run_dir}", run_dir.as_str()), ("{name}", &self.name)]);
+        let fill = |argument: &String| {
+            values
+                .iter()
+                .fold(argument.clone(), |text, (placeholder, value)| text.replace(placeholder, value))
+        };
+        self.command.iter().map(fill).collect()
+    }
+
+    /// Writes it to `<directory>/<name>.toml`.
+    pub fn write(&self, directory: &Path) -> Result<PathBuf> {
+        let path = directory.join(format!("{}.toml", self.name));
+        fs::write(&path, toml::to_string(self)?)?;
+        Ok(path)
+    }
+
+    /// Starts its QEMU on a host. `incoming`: as the twin that waits for a migration.
+    pub fn start(&self, host: &Host, incoming: bool) -> Result<Qemu> {
+        let words = self.command_on(&host.run_dir);
+        let log_path = host.run_dir.join(format!("{}.log", self.name));
+        let log = fs::File::create(&log_path)?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if incoming {
+            command.args(["-S", "-incoming", "defer"]);
+        }
+        // A group of its own: Ctrl-C is for the lab, which then ends the guests.
+        let child = host.spawn(std::os::unix::process::CommandExt::process_group(&mut command, 0))?;
+        let mut child = Reaped(child);
+        match Qmp::connect(&self.monitor(host), START_TIMEOUT) {
+            Ok(qmp) => Ok(Qemu { qmp, child: Some(child) }),
+            Err(error) => {
+                child.end();
+                let log = fs::read_to_string(&log_path).unwrap_or_default();
+                Err(error.context(format!("QEMU of {} did not start: {}", self.name, log.trim())))
+            }
+        }
+    }
+
+    /// The lab's monitor of it on a host.
+    pub fn monitor(&self, host: &Host) -> PathBuf {
+        host.run_dir.join(format!("{}.lab-qmp", self.name))
+    }
+
+    /// Its serial line on a host.
+    pub fn serial(&self, host: &Host) -> PathBuf {
+        host.run_dir.join(format!("{}.serial", self.name))
+    }
+}
+
+/// A child that does not outlive its owner.
+#[derive(Debug)]
+struct Reaped(Child);
+
+impl Reaped {
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A QEMU that runs a guest or waits for one.
+#[derive(Debug)]
+pub struct Qemu {
+    /// The lab's monitor.
+    pub qmp: Qmp,
+    /// None for one that an agent has started.
+    child: Option<Reaped>,
+}
+
+impl Qemu {
+    /// A QEMU that someone else starts, now or within `timeout`.
+    pub fn attach(monitor: &Path, timeout: Duration) -> Result<Self> {
+        let qemu = Self { qmp: Qmp::connect(monitor, timeout)?, child: None };
+        weight::lower_vcpus(&qemu.qmp)?;
+        Ok(qemu)
+    }
+
+    /// Ends it and waits for its end.
+    pub fn quit(mut self) {
+        // Killed and not asked: what it held is no longer of interest.
+        if let Some(child) = &mut self.child {
+            child.end();
+        } else {
+            let _ = self.qmp.execute("quit", json!({}));
+        }
+    }
+}
+
+/// A guest that was booted.
+#[derive(Debug)]
+pub struct Guest {
+    /// How it is described.
+    pub file: GuestFile,
+    /// Its serial line, wherever it runs.
+    pub serial: Serial,
+    /// The QEMU it was booted in.
+    pub source: Qemu,
+    /// What it said when it was ready.
+    pub ready: String,
+}
+
+impl Guest {
+    /// Starts it; it is ready after [`Guest::wait_ready`].
+    pub fn start(file: GuestFile, host: &Host) -> Result<Self> {
+        let source = file.start(host, false)?;
+        let serial = Serial::default();
+        serial.attach(&file.serial(host), START_TIMEOUT)?;
+        Ok(Self { file, serial, source, ready: String::new() })
+    }
+
+    /// Waits until its workload runs.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ready = self.serial.wait_line("R ", BOOT_TIMEOUT);
+        self.ready = ready.with_context(|| format!("{} did not boot", self.file.name))?;
+        ensure!(self.serial.wait_ticks(0, 5, CHECK_TIMEOUT), "{} does not tick", self.file.name);
+        // Not before: while it boots it competes with nobody but its like, and a starved kernel gives up.
+        weight::lower_vcpus(&self.source.qmp)
+    }
+
+    /// Where address randomisation put its kernel.
+    pub fn kernel_address(&self) -> &str {
+        fact(&self.ready, "text").unwrap_or("unknown")
+    }
+
+    /// Has the guest check all its data; returns what it counted, or what is wrong.
+    pub fn check(&self) -> Result<String> {
+        let answer = self.serial.ask("check", "C ", CHECK_TIMEOUT)?;
+        match answer.strip_prefix("ok ") {
+            Some(facts) => Ok(facts.to_owned()),
+            None => bail!("{answer}"),
+        }
+    }
+}
+
+/// RAM for `-m`.
+///
+/// Under TCG, QEMU before 9.0 forgets pages that a guest dirties while it migrates: clearing the dirty bitmap by whole
+/// words does not reset the translator's TLB, so later stores pass unmarked ("physmem: Fix migration dirty bitmap
+/// coherency with TCG memory access", March 2024; not in Debian 12's 7.2). In off-the-shelf runs of six guests each had
+/// some 10 to 30 pages that differed at the target, and nearly all their kernels panicked. A block that is no multiple of
+/// 64 pages is synchronised page by page, which does reset the TLB; hence 8 KiB more. The price is a pause of the guest
+/// at the first synchronisation, in every mode alike.
+fn memory_size(options: &GuestOptions) -> String {
+    let forgets = options.accel == Accel::Tcg && qemu_major() < 9;
+    format!("{}k", u64::from(options.memory_mib) * 1024 + if forgets { 8 } else { 0 })
+}
+
+/// What `qemu-system-x86_64 --version` says first, or nothing if it can't be run.
+pub fn qemu_version() -> String {
+    let output = Command::new(QEMU).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).lines().next().unwrap_or_default().to_owned()
+}
+
+/// QEMU's major version; 0, the most careful answer, if it is not understood.
+fn qemu_major() -> u32 {
+    static MAJOR: OnceLock<u32> = OnceLock::new();
+    *MAJOR.get_or_init(|| {
+        let version = qemu_version();
+        let number = version.split_once("version ").and_then(|(_, rest)| rest.split('.').next());
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    })
+}
+
+/// The value of `name=` in a guest's line.
+pub fn fact<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+}

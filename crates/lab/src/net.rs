@@ -1,0 +1,206 @@
+//! The lab's network: hosts in network namespaces, joined by a bridge, every link shaped in both directions.
+//!
+//! ```text
+//!   host namespace                 switch namespace
+//!   eth0 [tbf: host → switch] ──── p<i> [tbf: switch → host] ── bridge (IGMP snooping + querier)
+//! ```
+//!
+//! Bytes are those of the shaping qdiscs. Interface counters would count one header for each segmented super-packet;
+//! a qdisc counts what a real link would carry.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+
+/// Bytes that may leave at once: room for two GSO super-packets of 64 KiB. With less than one, tbf would cut them up
+/// (TCP) or drop them; 128 KiB are about a millisecond at 1 Gbit/s.
+const BURST_BYTES: u32 = 128 << 10;
+
+/// Bytes that may wait before a link: 8 ms at 1 Gbit/s, as in a switch with modest buffers.
+const QUEUE_BYTES: u32 = 1 << 20;
+
+/// A host of the lab, or its switch.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn create(name: String) -> Result<Self> {
+        run("ip", &["netns", "add", &name])?;
+        run("ip", &["-n", &name, "link", "set", "lo", "up"])?;
+        let namespace = Self { name };
+        // IPv6 would add its neighbour discovery to every count of bytes.
+        namespace.inside(|| {
+            for scope in ["all", "default"] {
+                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+            }
+        })?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip netns` shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `work` on a thread inside the namespace. Sockets it makes and processes it starts stay there.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let path = format!("/run/netns/{}", self.name);
+        let file = File::open(&path).context(path)?;
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&file, CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Starts a program inside the namespace.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        self.inside(move || command.spawn())?.with_context(|| format!("{program} can't be started"))
+    }
+
+    /// Gives `rules` to nft inside the namespace, for faults that [`Network::set_loss`] does not have.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = Command::new("nft");
+        let child = self.spawn(command.arg(rules).stdin(Stdio::null()).stderr(Stdio::piped()))?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+}
+
+/// A host of the lab with its link to the switch.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The host's namespace; its interface is eth0.
+    pub namespace: Namespace,
+    /// Its address, in 10.77.0.0/24.
+    pub address: Ipv4Addr,
+    port: String,
+}
+
+/// The switch and the links to it.
+#[derive(Debug)]
+pub struct Network {
+    prefix: String,
+    switch: Namespace,
+    rate: String,
+}
+
+impl Network {
+    /// A switch without hosts. Names begin with `prefix`; `rate` is in tc's notation (`1gbit`).
+    pub fn create(prefix: &str, rate: &str) -> Result<Self> {
+        let switch = Namespace::create(format!("{prefix}sw"))?;
+        let network = Self { prefix: prefix.to_owned(), switch, rate: rate.to_owned() };
+        let ns = network.switch.name();
+        // Snooping without a querier floods every port, and a querier trusts what it has learnt only once a response
+        // interval (10 s by default; here 0.2 s, before the querier is on) has passed. Times are in hundredths.
+        let timing = "mcast_snooping 1 mcast_query_response_interval 20 mcast_query_interval 500 \
+                      mcast_startup_query_interval 100";
+        let timing: Vec<&str> = timing.split_ascii_whitespace().collect();
+        run("ip", &[&["-n", ns, "link", "add", "br0", "type", "bridge"], &timing[..]].concat())?;
+        run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_querier", "1"])?;
+        run("ip", &["-n", ns, "link", "set", "br0", "up"])?;
+        Ok(network)
+    }
+
+    /// Adds a host: namespace, cable, address `10.77.0.(10 + index)`, shaping, multicast route.
+    pub fn add_host(&self, index: u8) -> Result<Link> {
+        let namespace = Namespace::create(format!("{}h{index}", self.prefix))?;
+        let (host, switch, port) = (namespace.name(), self.switch.name(), format!("p{index}"));
+        let address = Ipv4Addr::new(10, 77, 0, 10 + index);
+        run(
+            "ip",
+            &["-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", host],
+        )?;
+        run("ip", &["-n", switch, "link", "set", &port, "master", "br0", "up"])?;
+        run("ip", &["-n", host, "addr", "add", &format!("{address}/24"), "brd", "+", "dev", "eth0"])?;
+        run("ip", &["-n", host, "link", "set", "eth0", "up"])?;
+        run("ip", &["-n", host, "route", "add", "224.0.0.0/4", "dev", "eth0"])?;
+        self.shape(host, "eth0")?;
+        self.shape(switch, &port)?;
+        Ok(Link { namespace, address, port })
+    }
+
+    fn shape(&self, namespace: &str, device: &str) -> Result<()> {
+        let (burst, limit) = (BURST_BYTES.to_string(), QUEUE_BYTES.to_string());
+        run(
+            "tc",
+            &[
+                "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", &self.rate, "burst",
+                &burst, "limit", &limit,
+            ],
+        )
+        .with_context(|| format!("a link of {}", self.rate))
+    }
+
+    /// Drops a random share of the packets that arrive at `link`'s host, `per_mille` of 1000; 0 drops nothing.
+    pub fn set_loss(&self, link: &Link, per_mille: u32) -> Result<()> {
+        ensure!(per_mille <= 1000, "a loss of {per_mille} per mille");
+        // A super-packet would be lost as a whole. The switch cuts it up behind the qdisc, as a network card would.
+        let segments = if per_mille == 0 { "65535" } else { "1" };
+        run("ip", &["-n", self.switch.name(), "link", "set", &link.port, "gso_max_segs", segments])?;
+        link.namespace.nft("table netdev lab; delete table netdev lab")?;
+        if per_mille == 0 {
+            return Ok(());
+        }
+        link.namespace.nft(&format!(
+            "table netdev lab {{ chain loss {{ type filter hook ingress device eth0 priority 0; \
+             numgen random mod 1000 < {per_mille} drop; }}; }}"
+        ))
+    }
+
+    /// Bytes that `link`'s host has sent.
+    pub fn sent_bytes(&self, link: &Link) -> Result<u64> {
+        Ok(counters(link.namespace.name(), "eth0")?.bytes)
+    }
+
+    /// Bytes that the switch has sent towards `link`'s host.
+    pub fn received_bytes(&self, link: &Link) -> Result<u64> {
+        Ok(counters(self.switch.name(), &link.port)?.bytes)
+    }
+
+    /// Packets that were dropped before the link, from the host and towards it.
+    pub fn dropped_packets(&self, link: &Link) -> Result<(u64, u64)> {
+        let from = counters(link.namespace.name(), "eth0")?.drops;
+        Ok((from, counters(self.switch.name(), &link.port)?.drops))
+    }
+}
+
+/// What a shaping qdisc has counted.
+#[derive(serde::Deserialize)]
+struct Counters {
+    kind: String,
+    bytes: u64,
+    drops: u64,
+}
+
+fn counters(namespace: &str, device: &str) -> Result<Counters> {
+    let output =
+        Command::new("tc").args(["-n", namespace, "-s", "-j", "qdisc", "show", "dev", device]).output()?;
+    ensure!(output.status.success(), "tc: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let qdiscs: Vec<Counters> = serde_json::from_slice(&output.stdout).context("tc -j")?;
+    let Some(tbf) = qdiscs.into_iter().find(|qdisc| qdisc.kind == "tbf") else {
+        bail!("{device} in {namespace} is not shaped");
+    };
+    Ok(tbf)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}

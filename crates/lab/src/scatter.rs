@@ -1,0 +1,326 @@
+//! vmscatter in the lab: one agent on each host, one `migrate` command for all guests.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::guest::{Guest, QEMU, Qemu};
+use crate::host::{Host, Lab};
+use crate::progress::Progress;
+use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
+
+const PORT: u16 = 7940;
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// As much as the slowest links that make sense here need.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Lines of each agent's log that an error shows.
+const LOG_LINES: usize = 10;
+const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the lab looks for what an agent makes: sockets of a twin, marks of a held guest.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// `migrate` moved some guests and not all.
+const EXIT_PARTIAL: i32 = 3;
+
+/// The configuration file of an agent.
+#[derive(Serialize)]
+struct AgentConfig<'a> {
+    name: &'a str,
+    listen: String,
+    socket: PathBuf,
+    state_dir: PathBuf,
+    run_dir: &'a Path,
+    tls: Tls,
+    qemu: Programs,
+    values: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct Tls {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Programs {
+    programs: Vec<&'static str>,
+}
+
+/// What the lab reads of the report of `vmscatter migrate --json`.
+#[derive(Debug, Deserialize)]
+struct Outcome {
+    guests: Vec<GuestOutcome>,
+}
+
+#[derive(Debug, Deserialize)]
+struct GuestOutcome {
+    name: String,
+    status: String,
+    reason: Option<String>,
+    verified: bool,
+}
+
+/// Running agents, one on each host. They end with the value.
+#[derive(Debug)]
+pub struct Agents {
+    program: PathBuf,
+    directory: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Agents {
+    /// Makes keys and configurations, starts the agents, and waits until all listen.
+    pub fn start(lab: &Lab, settings: &Settings) -> Result<Self> {
+        let directory = lab.directory().to_owned();
+        let mut agents = Self { program: settings.vmscatter.clone(), directory, children: Vec::new() };
+        let keys = agents.directory.join("keys");
+        let hosts: Vec<&Host> = std::iter::once(&lab.source).chain(&lab.targets).collect();
+        let mut command = Command::new(&agents.program);
+        command.args(["keys", "init", "--dir"]).arg(&keys);
+        for host in &hosts {
+            command.args(["--host", &host.name]);
+        }
+        let output =
+            command.stdin(Stdio::null()).output().with_context(|| agents.program.display().to_string())?;
+        ensure!(
+            output.status.success(),
+            "vmscatter keys init: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        for host in hosts {
+            let child = agents.start_agent(host, &keys)?;
+            agents.children.push(child);
+        }
+        Ok(agents)
+    }
+
+    fn start_agent(&self, host: &Host, keys: &Path) -> Result<Child> {
+        let file = |name: &str, extension: &str| keys.join(format!("{name}.{extension}"));
+        let config = AgentConfig {
+            name: &host.name,
+            listen: format!("{}:{PORT}", host.link.address),
+            socket: socket(host),
+            state_dir: host.run_dir.join("state"),
+            run_dir: &host.run_dir,
+            tls: Tls { ca: file("ca", "pem"), cert: file(&host.name, "pem"), key: file(&host.name, "key") },
+            qemu: Programs { programs: vec![QEMU] },
+            values: BTreeMap::new(),
+        };
+        fs::create_dir_all(&config.state_dir)?;
+        let path = host.run_dir.join("agent.toml");
+        fs::write(&path, toml::to_string(&config)?)?;
+        let log_path = host.run_dir.join("agent.log");
+        let mut command = Command::new(&self.program);
+        command.args(["agent", "--config"]).arg(&path);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log_path)?);
+        let mut child = host.spawn(std::os::unix::process::CommandExt::process_group(&mut command, 0))?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let (ready, is_ready) = mpsc::channel();
+        thread::spawn(move || {
+            // Read to the end, for an agent must not block on a full pipe.
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.contains("ready") {
+                    let _ = ready.send(());
+                }
+            }
+        });
+        if is_ready.recv_timeout(READY_TIMEOUT).is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+            let log = fs::read_to_string(&log_path).unwrap_or_default();
+            bail!("the agent of {} is not ready: {}", host.name, log.trim());
+        }
+        Ok(child)
+    }
+
+    /// Runs `vmscatter migrate` for all guests. One result for each guest, in their order.
+    pub fn migrate_all(
+        &self,
+        session: &Session,
+        mode: Mode,
+        settings: &Settings,
+        progress: &Progress,
+    ) -> Result<Vec<Result<Arrival>>> {
+        let hold = settings.holds().then(|| self.directory.join("hold"));
+        let mut command = self.migrate_command(session, mode, settings, hold.as_deref())?;
+        let ended = AtomicBool::new(false);
+        let (output, watched) = thread::scope(|scope| {
+            let watchers: Vec<_> = session
+                .guests
+                .iter()
+                .enumerate()
+                .map(|(index, guest)| {
+                    let host = session.target_of(index, settings.hosts);
+                    let (ended, hold) = (&ended, hold.as_deref());
+                    scope.spawn(move || watch(guest, host, hold, settings, ended, progress))
+                })
+                .collect();
+            let output = self.run_command(&session.lab.source, &mut command);
+            ended.store(true, Ordering::Relaxed);
+            let watched: Vec<_> = watchers
+                .into_iter()
+                .map(|watcher| watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            (output, watched)
+        });
+        let outcome = output.and_then(|output| parse(&output)).map_err(|error| {
+            let logs = std::iter::once(&session.lab.source).chain(&session.lab.targets).map(last_of_log);
+            error.context(format!("the agents' last words:\n{}", logs.collect::<String>()))
+        })?;
+        let arrivals = session.guests.iter().zip(watched);
+        Ok(arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect())
+    }
+
+    /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.
+    fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
+        let paths = ["migrate.out", "migrate.err"].map(|name| self.directory.join(name));
+        command.stdin(Stdio::null()).stdout(File::create(&paths[0])?).stderr(File::create(&paths[1])?);
+        let mut child = host.spawn(command)?;
+        let since = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if since.elapsed() > MIGRATE_TIMEOUT {
+                child.kill()?;
+                child.wait()?;
+                let stderr = fs::read_to_string(&paths[1]).unwrap_or_default();
+                bail!("vmscatter migrate did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
+            }
+            thread::sleep(LOOK_INTERVAL);
+        };
+        Ok(Output { status, stdout: fs::read(&paths[0])?, stderr: fs::read(&paths[1])? })
+    }
+
+    fn migrate_command(
+        &self,
+        session: &Session,
+        mode: Mode,
+        settings: &Settings,
+        hold: Option<&Path>,
+    ) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.arg("migrate").arg("--agent").arg(socket(&session.lab.source));
+        for host in &session.lab.targets[..settings.hosts] {
+            command.arg("--to").arg(format!("{}={}:{PORT}", host.name, host.link.address));
+        }
+        for (index, guest) in session.guests.iter().enumerate() {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
+            // The same places as off-the-shelf, so that the figures compare the transfer alone.
+            let target = &session.target_of(index, settings.hosts).name;
+            command.arg("--vm").arg(format!("{}={target}", guest.file.name));
+        }
+        command.args(["--compress", if mode == Mode::ScatterCm { "zstd" } else { "none" }, "--json"]);
+        if let Some(hold) = hold {
+            fs::create_dir_all(hold)?;
+            command.arg("--hold-before-cont").arg(hold);
+        }
+        Ok(command)
+    }
+}
+
+/// The end of what a host's agent has logged.
+fn last_of_log(host: &Host) -> String {
+    let log = fs::read_to_string(host.run_dir.join("agent.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    format!("{}: {}\n", host.name, lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  "))
+}
+
+fn socket(host: &Host) -> PathBuf {
+    host.run_dir.join("agent.sock")
+}
+
+/// The report is the last thing on stdout: the whole of it, or its last line.
+fn parse(output: &Output) -> Result<Outcome> {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let outcome = serde_json::from_str(&stdout)
+        .or_else(|_| serde_json::from_str(stdout.trim().lines().next_back().unwrap_or_default()));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        eprintln!("lab: vmscatter migrate: {}: {}", output.status, stderr.trim());
+    }
+    match outcome {
+        Ok(outcome) if output.status.success() || output.status.code() == Some(EXIT_PARTIAL) => Ok(outcome),
+        Ok(_) => bail!("vmscatter migrate ended with {}", output.status),
+        Err(error) => {
+            bail!("vmscatter migrate gave no report ({error}): {}: {}", output.status, stderr.trim())
+        }
+    }
+}
+
+impl Outcome {
+    fn arrival(&self, guest: &Guest, watched: Result<(Qemu, Option<bool>)>) -> Result<Arrival> {
+        let name = &guest.file.name;
+        let told = self.guests.iter().find(|told| told.name == *name);
+        let told = told.with_context(|| format!("vmscatter's report does not name {name}"))?;
+        let reason = told.reason.as_deref().unwrap_or("no reason given");
+        ensure!(told.status == "running", "vmscatter reports status {:?}: {reason}", told.status);
+        let (qemu, ram_equal) = watched?;
+        let (stopped, resumed) = stop_and_resume(&guest.source, &qemu, RESUME_TIMEOUT)?;
+        Ok(Arrival { qemu, stopped, resumed, digests_agree: told.verified, ram_equal })
+    }
+}
+
+/// Follows one guest to its target: attaches to the twin as soon as it is there, compares RAM while the guest is held.
+fn watch(
+    guest: &Guest,
+    host: &Host,
+    hold: Option<&Path>,
+    settings: &Settings,
+    ended: &AtomicBool,
+    progress: &Progress,
+) -> Result<(Qemu, Option<bool>)> {
+    let name = &guest.file.name;
+    let sockets = [guest.file.serial(host), guest.file.monitor(host)];
+    until(ended, || sockets.iter().all(|socket| socket.exists()))
+        .with_context(|| format!("no twin of {name} at {}", host.name))?;
+    guest.serial.attach(&sockets[0], RESUME_TIMEOUT)?;
+    let qemu = Qemu::attach(&sockets[1], RESUME_TIMEOUT)?;
+    let mut ram_equal = None;
+    if let Some(hold) = hold {
+        until(ended, || hold.join(format!("{name}.held")).exists())
+            .with_context(|| format!("{name} was not held"))?;
+        let compared = settings.while_held(name, &guest.source.qmp, &qemu.qmp);
+        // Let go whatever the comparison says: the guest must go on.
+        File::create(hold.join(format!("{name}.go")))?;
+        ram_equal = compared?;
+    }
+    until(ended, || qemu.qmp.last_event("RESUME").is_some())
+        .with_context(|| format!("{name} did not resume"))?;
+    progress.note(&format!("{name} runs at {}", host.name));
+    Ok((qemu, ram_equal))
+}
+
+/// Waits until `condition` holds; an error if the command ends and it still does not.
+fn until(ended: &AtomicBool, condition: impl Fn() -> bool) -> Result<()> {
+    let mut last_look = None;
+    while !condition() {
+        if ended.load(Ordering::Relaxed) {
+            // What the command's end has just brought about may take a moment to be seen.
+            ensure!(
+                last_look.get_or_insert_with(Instant::now).elapsed() < RESUME_TIMEOUT,
+                "the command has ended"
+            );
+        }
+        thread::sleep(LOOK_INTERVAL);
+    }
+    Ok(())
+}

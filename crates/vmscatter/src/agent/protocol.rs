@@ -1,0 +1,405 @@
+//! What the command line and the agent say to each other over the local socket: one line of JSON as request, lines
+//! of JSON as replies, the last of them `done` or `refused`.
+//!
+//! Files are read by the command line and sent as text, so that the agent opens no path because somebody asked it to.
+//! A request is checked on both sides by the same [`MigrateRequest::check`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmscatter_core::limits::{SESSION_TARGETS_MAX, SESSION_VMS_MAX};
+
+use super::guest_file::GuestFile;
+use super::input::{BadInput, is_host_name, one_line};
+use crate::report::event::JobEvent;
+use crate::report::outcome::Exit;
+
+/// One request, as a line: all guest files of a session fit.
+pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// One reply, as a line; the longest is the outcome of a session of the most guests.
+pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Level that `--compress zstd` stands for.
+pub const ZSTD_LEVEL_DEFAULT: i32 = 1;
+
+/// How frames are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// With zstd on several threads.
+    Zstd {
+        /// zstd's level, -7 to 19.
+        level: i32,
+    },
+}
+
+/// A target host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSpec {
+    /// Its name, which its certificate must have.
+    pub name: String,
+    /// Where its agent listens.
+    pub addr: SocketAddr,
+}
+
+/// A guest file as the command line has read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestText {
+    /// What errors call it: its path.
+    pub origin: String,
+    /// Its content.
+    pub text: String,
+}
+
+/// A pin: this guest goes to this target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// The guest's name.
+    pub guest: String,
+    /// The target's name.
+    pub target: String,
+}
+
+/// What `vmscatter migrate` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// The guests that leave.
+    pub guests: Vec<GuestText>,
+    /// The hosts that take them in.
+    pub targets: Vec<TargetSpec>,
+    /// Guests with a given target.
+    #[serde(default)]
+    pub pins: Vec<Pin>,
+    /// How frames are compressed.
+    #[serde(default)]
+    pub compress: Compression,
+    /// Bits per second that may leave this host for all targets together.
+    pub bandwidth_bits: Option<u64>,
+    /// Guests that may be open at once.
+    pub parallel: Option<usize>,
+    /// For tests that compare all RAM: a directory with a file per guest, before whose `cont` the target waits.
+    pub hold_before_cont: Option<PathBuf>,
+}
+
+/// What `vmscatter scan` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScanRequest {
+    /// The guests whose memory is read.
+    pub guests: Vec<GuestText>,
+}
+
+/// A line from the command line to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum LocalRequest {
+    /// Start a migration; answered by `job`, its events, `done`.
+    Migrate(MigrateRequest),
+    /// Start a scan; answered by `job`, its events, `done`.
+    Scan(ScanRequest),
+    /// Show a job from its beginning, as far as its events are kept; answered as if it had just been started.
+    Attach {
+        /// The job.
+        job: u64,
+    },
+    /// Cancel a job; answered by `done` at once.
+    Cancel {
+        /// The job.
+        job: u64,
+    },
+    /// Answered by `status`, `done`.
+    Status,
+}
+
+/// A line from the agent to the command line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum LocalReply {
+    /// The job whose events follow.
+    Job {
+        /// Its number.
+        job: u64,
+    },
+    /// What it says.
+    Event {
+        /// The event.
+        event: JobEvent,
+    },
+    /// What the agent does.
+    Status {
+        /// All of it.
+        status: AgentStatus,
+    },
+    /// The request was not carried out; nothing follows.
+    Refused {
+        /// With which the command line ends.
+        exit: Exit,
+        /// One line.
+        reason: String,
+    },
+    /// Nothing follows.
+    Done,
+}
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// Moves guests.
+    Migrate,
+    /// Looks for equal pages.
+    Scan,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// It works.
+    Running,
+    /// It was told to stop, and has not yet.
+    Cancelling,
+    /// It has ended.
+    Done,
+}
+
+/// One job of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Its number, for `attach` and `cancel`.
+    pub job: u64,
+    /// What it does.
+    pub kind: JobKind,
+    /// Where it stands.
+    pub state: JobState,
+    /// Whole seconds since it was started.
+    pub age_s: u64,
+    /// Its guests.
+    pub guests: Vec<String>,
+    /// How it ended, once it has.
+    pub exit: Option<Exit>,
+}
+
+/// A session in which this host takes guests in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingStatus {
+    /// The source's name.
+    pub source: String,
+    /// Its address.
+    pub addr: SocketAddr,
+    /// The session's UUID.
+    pub session: String,
+}
+
+/// What an agent does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// The host's name.
+    pub name: String,
+    /// The agent's version.
+    pub version: String,
+    /// Where control connections come in.
+    pub listen: SocketAddr,
+    /// Where data connections come in.
+    pub data_listen: SocketAddr,
+    /// Memory that guests may take here, in bytes.
+    pub free_memory_bytes: u64,
+    /// Jobs, the oldest first.
+    pub jobs: Vec<JobStatus>,
+    /// Sessions in which guests come in.
+    pub incoming: Vec<IncomingStatus>,
+}
+
+impl MigrateRequest {
+    /// Everything that can be checked without a host's values; the guests in the request's order.
+    ///
+    /// # Errors
+    /// One line: a guest file that is wrong, a guest or target named twice, a pin of neither, a bound exceeded.
+    pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
+        let guests = check_guests(&self.guests)?;
+        check_targets(&self.targets)?;
+        let mut pinned = BTreeMap::new();
+        for pin in &self.pins {
+            let origin = format!("--vm {}={}", pin.guest, pin.target);
+            if !guests.iter().any(|g| g.name == pin.guest) {
+                return Err(BadInput::new(
+                    origin,
+                    format!("no guest file has the name '{}'", one_line(&pin.guest)),
+                ));
+            }
+            if !self.targets.iter().any(|t| t.name == pin.target) {
+                return Err(BadInput::new(
+                    origin,
+                    format!("no --to has the name '{}'", one_line(&pin.target)),
+                ));
+            }
+            if let Some(other) = pinned.insert(&pin.guest, &pin.target) {
+                return Err(BadInput::new(origin, format!("the guest is pinned to '{other}' already")));
+            }
+        }
+        if let Compression::Zstd { level } = self.compress {
+            if !(-7..=19).contains(&level) {
+                return Err(BadInput::new(
+                    "--compress",
+                    format!("zstd level {level} is not within -7 to 19"),
+                ));
+            }
+        }
+        if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
+            return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
+        }
+        if self.bandwidth_bits.is_some_and(|bits| bits < BANDWIDTH_BITS_MIN) {
+            return Err(BadInput::new("--bandwidth", "must be 1mbit or more"));
+        }
+        if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return Err(BadInput::new("--hold-before-cont", "must be an absolute path"));
+        }
+        Ok(guests)
+    }
+}
+
+/// The least `--bandwidth`, in bits per second; below it one frame would outlast the deadlines.
+pub const BANDWIDTH_BITS_MIN: u64 = 1_000_000;
+
+impl ScanRequest {
+    /// As [`MigrateRequest::check`].
+    ///
+    /// # Errors
+    /// One line: a guest file that is wrong, or a guest named twice.
+    pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
+        check_guests(&self.guests)
+    }
+}
+
+fn check_guests(texts: &[GuestText]) -> Result<Vec<GuestFile>, BadInput> {
+    if texts.is_empty() || texts.len() > SESSION_VMS_MAX {
+        return Err(BadInput::new(
+            "--guest",
+            format!("{} guests are not within 1 to {SESSION_VMS_MAX}", texts.len()),
+        ));
+    }
+    let mut guests = Vec::with_capacity(texts.len());
+    let mut by_name: BTreeMap<String, String> = BTreeMap::new();
+    let mut by_uuid = BTreeMap::new();
+    for text in texts {
+        let guest = GuestFile::parse(&text.text, &text.origin)?;
+        if let Some(other) = by_name.insert(guest.name.clone(), text.origin.clone()) {
+            return Err(BadInput::new(
+                &text.origin,
+                format!("name: guest '{}' is in {other} already", guest.name),
+            ));
+        }
+        if let Some(uuid) = guest.uuid {
+            if let Some(other) = by_uuid.insert(uuid, text.origin.clone()) {
+                return Err(BadInput::new(&text.origin, format!("uuid: is the same as in {other}")));
+            }
+        }
+        guests.push(guest);
+    }
+    Ok(guests)
+}
+
+fn check_targets(targets: &[TargetSpec]) -> Result<(), BadInput> {
+    if targets.is_empty() || targets.len() > SESSION_TARGETS_MAX {
+        return Err(BadInput::new(
+            "--to",
+            format!("{} targets are not within 1 to {SESSION_TARGETS_MAX}", targets.len()),
+        ));
+    }
+    for (index, target) in targets.iter().enumerate() {
+        let origin = || format!("--to {}={}", target.name, target.addr);
+        if !is_host_name(&target.name) {
+            return Err(BadInput::new(origin(), "is no host name (lower case, as in DNS)"));
+        }
+        for other in &targets[..index] {
+            if other.name == target.name {
+                return Err(BadInput::new(origin(), "the target is given twice"));
+            }
+            if other.addr == target.addr {
+                return Err(BadInput::new(
+                    origin(),
+                    format!("the address is that of '{}' already", other.name),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str, origin: &str) -> GuestText {
+        GuestText {
+            origin: origin.into(),
+            text: format!("name = '{name}'\nqmp = '/run/{name}'\ncommand = ['/bin/q']\n"),
+        }
+    }
+
+    fn request() -> MigrateRequest {
+        MigrateRequest {
+            guests: vec![guest("vm1", "a.toml"), guest("vm2", "b.toml")],
+            targets: vec![
+                TargetSpec { name: "t1".into(), addr: "10.0.0.1:7940".parse().unwrap() },
+                TargetSpec { name: "t2".into(), addr: "10.0.0.2:7940".parse().unwrap() },
+            ],
+            pins: vec![Pin { guest: "vm1".into(), target: "t2".into() }],
+            compress: Compression::Zstd { level: 1 },
+            bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
+            parallel: Some(1),
+            hold_before_cont: None,
+        }
+    }
+
+    #[test]
+    fn a_good_request_passes_and_survives_json() {
+        assert_eq!(request().check().unwrap().len(), 2);
+        let line = serde_json::to_string(&LocalRequest::Migrate(request())).unwrap();
+        assert!(!line.contains('\n'));
+        assert_eq!(serde_json::from_str::<LocalRequest>(&line).unwrap(), LocalRequest::Migrate(request()));
+    }
+
+    #[test]
+    fn each_fault_has_its_line() {
+        type Break = fn(&mut MigrateRequest);
+        let cases: &[(Break, &str)] = &[
+            (|r| r.guests.clear(), "--guest: "),
+            (|r| r.guests[1] = guest("vm1", "b.toml"), "b.toml: name: guest 'vm1' is in a.toml already"),
+            (|r| r.guests[1].text.clear(), "b.toml"),
+            (
+                |r| {
+                    for g in &mut r.guests {
+                        g.text.push_str("uuid = '6ba7b810-9dad-11d1-80b4-00c04fd430c8'\n");
+                    }
+                },
+                "b.toml: uuid: ",
+            ),
+            (|r| r.targets.clear(), "--to: "),
+            (|r| r.targets[1].name = "t1".into(), "--to t1=10.0.0.2:7940: the target is given twice"),
+            (|r| r.targets[1].addr = r.targets[0].addr, "is that of 't1' already"),
+            (|r| r.targets[1].name = "T 2".into(), "is no host name"),
+            (|r| r.pins[0].guest = "vm9".into(), "--vm vm9=t2: no guest file has the name 'vm9'"),
+            (|r| r.pins[0].target = "t9".into(), "--vm vm1=t9: no --to has the name 't9'"),
+            (|r| r.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }), "pinned to 't2' already"),
+            (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
+            (|r| r.parallel = Some(0), "--parallel: "),
+            (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
+            (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),
+        ];
+        for (break_it, expected) in cases {
+            let mut broken = request();
+            break_it(&mut broken);
+            let line = broken.check().unwrap_err().to_string();
+            assert!(line.contains(expected) && !line.contains('\n'), "{line}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::units;
+use crate::agent::protocol::{Compression, Pin};
+
+/// Where the agent listens for the command line unless it is told otherwise.
+const SOCKET_DEFAULT: &str = "/run/vmscatter/agent.sock";
+
+const EXIT_CODES: &str = "Exit codes:
+  0    everything that was asked for is done; migrate: all guests have moved
+  1    failed; migrate: no guest has moved, all go on at the source
+  2    bad input; nothing has started
+  3    partial success: some guests have moved, the others go on at the source
+  4    the agent can't be reached, or was lost (a job that it has begun may go on)
+  130  cancelled; no guest has moved";
+
+/// Empty a host: move many running virtual machines to many hosts at once, shared pages by multicast.
+#[derive(Debug, Parser)]
+#[command(name = "vmscatter", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(super) struct Options {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent of this host; every host has one.
+    Agent {
+        /// Its configuration (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Certificates with which agents know each other.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Move guests from this host to others, live.
+    #[command(after_help = EXIT_CODES)]
+    Migrate(MigrateOptions),
+    /// Show what is equal in the guests' memory, per guest and across.
+    #[command(after_help = EXIT_CODES)]
+    Scan(ScanOptions),
+    /// Show a job from its beginning until it ends; Ctrl-C leaves it alone.
+    #[command(after_help = EXIT_CODES)]
+    Attach {
+        /// The job's number, as `status` shows it.
+        job: u64,
+        #[command(flatten)]
+        agent: AgentOptions,
+        #[command(flatten)]
+        view: ViewOptions,
+    },
+    /// Cancel a job: guests that have not moved go on here as if nothing had been.
+    Cancel {
+        /// The job's number, as `status` shows it.
+        job: u64,
+        #[command(flatten)]
+        agent: AgentOptions,
+    },
+    /// Show what the agent of this host does.
+    Status {
+        #[command(flatten)]
+        agent: AgentOptions,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeysCommand {
+    /// Make a private CA, unless DIR has one, and a certificate for each host.
+    Init(KeysOptions),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeysOptions {
+    /// Where ca.pem, ca.key, NAME.pem and NAME.key go.
+    #[arg(long, value_name = "DIR")]
+    pub(super) dir: PathBuf,
+    /// Hosts that get a certificate; those that have one in DIR are refused.
+    #[arg(long = "host", value_name = "NAME", required = true, value_delimiter = ',', num_args = 1..)]
+    pub(super) hosts: Vec<String>,
+    /// Days for which the hosts' certificates hold.
+    #[arg(long, value_name = "N", default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(super) days: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AgentOptions {
+    /// The socket of this host's agent.
+    #[arg(long = "agent", value_name = "SOCKET", default_value = SOCKET_DEFAULT)]
+    pub(super) socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ViewOptions {
+    /// Print the outcome as JSON, and no progress.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// Target hosts: the name in its certificate, and where its agent listens (port 7940 unless given).
+    #[arg(long = "to", value_name = "NAME=ADDR[:PORT]", required = true, num_args = 1.., value_parser = units::target)]
+    pub(super) targets: Vec<units::TargetOption>,
+    /// Guest files of the guests that leave.
+    #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
+    pub(super) guests: Vec<PathBuf>,
+    /// Pin a guest to a target; the others are spread.
+    #[arg(long = "vm", value_name = "NAME=HOST", num_args = 1.., value_parser = units::pin)]
+    pub(super) pins: Vec<Pin>,
+    /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19.
+    #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, value_parser = units::compression)]
+    pub(super) compress: Compression,
+    /// What may leave this host for all targets together: bits per second with kbit, mbit, gbit or tbit.
+    #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
+    pub(super) bandwidth: Option<u64>,
+    /// Guests that may be on their way at once.
+    #[arg(long, value_name = "N")]
+    pub(super) parallel: Option<usize>,
+    /// Return once the agent has begun; `attach` shows the job.
+    #[arg(long, conflicts_with = "json")]
+    pub(super) detach: bool,
+    /// For tests: each target waits before `cont` until DIR has a file of the guest's name.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(super) hold_before_cont: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ScanOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// Guest files of the guests whose memory is read.
+    #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
+    pub(super) guests: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_the_options_consistent() {
+        super::Options::command().debug_assert();
+    }
+}

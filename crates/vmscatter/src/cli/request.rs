@@ -1,0 +1,78 @@
+//! From options to a request that has been checked as far as this side can.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use super::options::{MigrateOptions, ScanOptions};
+use super::units::{Host, TargetOption};
+use crate::agent::config::os_text;
+use crate::agent::guest_file::GuestFile;
+use crate::agent::input::BadInput;
+use crate::agent::protocol::{
+    GuestText, LocalRequest, MigrateRequest, REQUEST_BYTES_MAX, ScanRequest, TargetSpec,
+};
+
+/// # Errors
+/// One line on what is wrong and where.
+pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput> {
+    let guests = read_guests(&options.guests)?;
+    let targets = options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+    let request = MigrateRequest {
+        guests,
+        targets,
+        pins: options.pins.clone(),
+        compress: options.compress,
+        bandwidth_bits: options.bandwidth,
+        parallel: options.parallel,
+        hold_before_cont: options.hold_before_cont.as_deref().map(hold_directory).transpose()?,
+    };
+    request.check()?;
+    Ok(LocalRequest::Migrate(request))
+}
+
+/// # Errors
+/// One line on what is wrong and where.
+pub(super) fn scan(options: &ScanOptions) -> Result<LocalRequest, BadInput> {
+    let request = ScanRequest { guests: read_guests(&options.guests)? };
+    request.check()?;
+    Ok(LocalRequest::Scan(request))
+}
+
+fn read_guests(paths: &[PathBuf]) -> Result<Vec<GuestText>, BadInput> {
+    let mut guests = Vec::with_capacity(paths.len());
+    let mut bytes = 0;
+    for path in paths {
+        let (guest, text) = GuestFile::load(path)?;
+        bytes += text.len();
+        // JSON may write a byte as six.
+        if bytes > REQUEST_BYTES_MAX / 6 - 1024 * 1024 {
+            return Err(BadInput::new("--guest", "the guest files together are too long"));
+        }
+        guests.push(GuestText { origin: guest.origin().to_owned(), text });
+    }
+    Ok(guests)
+}
+
+fn resolve(target: &TargetOption) -> Result<TargetSpec, BadInput> {
+    let addr = match &target.host {
+        Host::Address(ip) => SocketAddr::new(*ip, target.port),
+        Host::Name(host) => {
+            let bad = |detail: String| BadInput::new(format!("--to {}={host}", target.name), detail);
+            let mut found = (host.as_str(), target.port)
+                .to_socket_addrs()
+                .map_err(|e| bad(format!("cannot look the host up: {}", os_text(&e))))?;
+            found.next().ok_or_else(|| bad("the host has no address".into()))?
+        }
+    };
+    Ok(TargetSpec { name: target.name.clone(), addr })
+}
+
+fn hold_directory(dir: &Path) -> Result<PathBuf, BadInput> {
+    let bad = |detail: String| BadInput::new(format!("--hold-before-cont {}", dir.display()), detail);
+    let path = std::path::absolute(dir).map_err(|e| bad(os_text(&e)))?;
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Ok(path),
+        Ok(_) => Err(bad("is no directory".into())),
+        Err(e) => Err(bad(os_text(&e))),
+    }
+}

@@ -1,0 +1,314 @@
+//! Data connections: sealed pieces over TCP, each behind its length, the urgent before the others.
+
+use std::collections::VecDeque;
+use std::io::{self, BufReader, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
+use vmscatter_core::limits::PIECE_BYTES_MAX;
+
+use super::udp::PieceBatch;
+
+/// What leaves first when several pieces wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Of a VM that is stopped.
+    HandOff,
+    /// Of a VM's stream.
+    Stream,
+    /// Frames and repairs of the scatter.
+    Scatter,
+}
+
+const PRIORITIES: usize = 3;
+/// Bytes that wait in the queue of each kind of stream; beyond that whoever sends waits.
+const QUEUE_BYTES_MAX: usize = 512 * 1024;
+/// Scatter pieces are bounded by their sender's own windows, and its thread must never wait for one target: one whose
+/// queue grows beyond those windows is lost.
+const SCATTER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What the kernel keeps unsent: little, so that what is urgent does not wait behind it.
+const UNSENT_BYTES: u32 = 128 * 1024;
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// What has been sent and is not acknowledged by the peer's kernel for this long breaks the connection.
+const UNACKNOWLEDGED_MS: u32 = 20_000;
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Why a piece can't be sent: the connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("data connection closed")]
+pub struct Closed;
+
+#[derive(Debug, Default)]
+struct Queues {
+    pieces: [VecDeque<Vec<u8>>; PRIORITIES],
+    bytes: [usize; PRIORITIES],
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queues: Mutex<Queues>,
+    /// There is something to send, or it is over.
+    filled: Condvar,
+    /// There is room, or it is over.
+    emptied: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn close(&self) {
+        let mut queues = self.lock();
+        queues.closed = true;
+        queues.pieces = Default::default();
+        drop(queues);
+        self.filled.notify_all();
+        self.emptied.notify_all();
+    }
+
+    /// The most urgent piece; waits for one. `None` when it is over.
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut queues = self.lock();
+        loop {
+            if queues.closed {
+                return None;
+            }
+            if let Some(at) = queues.pieces.iter().position(|queue| !queue.is_empty()) {
+                let piece = queues.pieces[at].pop_front()?;
+                queues.bytes[at] -= piece.len();
+                drop(queues);
+                self.emptied.notify_all();
+                return Some(piece);
+            }
+            queues = self.filled.wait(queues).unwrap_or_else(|e| e.into_inner());
+        }
+    }
+}
+
+/// The sending end of a data connection, with its thread. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct DataSender {
+    shared: Arc<Shared>,
+    socket: TcpStream,
+}
+
+impl DataSender {
+    /// Connects, and sends `hello`, a sealed piece.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn connect(addr: SocketAddr, hello: &[u8]) -> io::Result<DataSender> {
+        let mut socket = TcpStream::connect_timeout(&addr, CONNECT_DEADLINE)?;
+        socket.set_nodelay(true)?;
+        setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
+        SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+        write_piece(&mut socket, hello)?;
+        let shared = Arc::new(Shared::default());
+        let (work, mut writer) = (shared.clone(), socket.try_clone()?);
+        let send_all = move || {
+            while let Some(piece) = work.next() {
+                if let Err(error) = write_piece(&mut writer, &piece) {
+                    tracing::debug!("data connection: {error}");
+                    break;
+                }
+            }
+            work.close();
+        };
+        std::thread::Builder::new().name("data-send".into()).spawn(send_all)?;
+        Ok(DataSender { shared, socket })
+    }
+
+    /// Queues a sealed piece. A stream's waits while its queue is full, a scatter's never does.
+    ///
+    /// # Errors
+    /// The connection is closed, maybe since this target took too little of the scatter.
+    pub fn send(&self, priority: Priority, piece: Vec<u8>) -> Result<(), Closed> {
+        let at = priority as usize;
+        let mut queues = self.shared.lock();
+        if priority == Priority::Scatter {
+            if queues.bytes[at] > SCATTER_BYTES_MAX {
+                drop(queues);
+                self.close();
+                return Err(Closed);
+            }
+        } else {
+            while queues.bytes[at] > QUEUE_BYTES_MAX && !queues.closed {
+                queues = self.shared.emptied.wait(queues).unwrap_or_else(|e| e.into_inner());
+            }
+        }
+        if queues.closed {
+            return Err(Closed);
+        }
+        queues.bytes[at] += piece.len();
+        queues.pieces[at].push_back(piece);
+        drop(queues);
+        self.shared.filled.notify_one();
+        Ok(())
+    }
+
+    /// Closes the connection; what waits is lost, and who waits gets [`Closed`].
+    pub fn close(&self) {
+        self.shared.close();
+        // Wakes the thread if it waits for the kernel; an error means that the peer was faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for DataSender {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn write_piece(socket: &mut TcpStream, piece: &[u8]) -> io::Result<()> {
+    let prefix = (piece.len() as u32).to_be_bytes();
+    let mut slices = [IoSlice::new(&prefix), IoSlice::new(piece)];
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        match socket.write_vectored(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads pieces off a data connection until it ends, and hands them on; waits (and with it the peer) while `batches`
+/// is full.
+///
+/// # Errors
+/// The connection broke, or a length exceeds [`PIECE_BYTES_MAX`]; that it ends between two pieces is none.
+pub fn read_pieces(socket: TcpStream, batches: &Sender<PieceBatch>) -> io::Result<()> {
+    let mut socket = BufReader::with_capacity(READ_BUFFER_BYTES, socket);
+    while let Some(piece) = read_piece(&mut socket)? {
+        if batches.send(PieceBatch::one(piece)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn read_piece(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut prefix = [0; 4];
+    let mut have = 0;
+    while have < prefix.len() {
+        match from.read(&mut prefix[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => have += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let len = u32::from_be_bytes(prefix) as usize;
+    if len == 0 || len > PIECE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a piece of {len} bytes")));
+    }
+    let mut piece = vec![0; len];
+    from.read_exact(&mut piece)?;
+    Ok(Some(piece))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use crossbeam_channel::{Receiver, bounded};
+
+    use super::*;
+
+    fn connected() -> (DataSender, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let sender = DataSender::connect(listener.local_addr().unwrap(), b"hello").unwrap();
+        (sender, listener.accept().unwrap().0)
+    }
+
+    fn reading(socket: TcpStream, capacity: usize) -> Receiver<PieceBatch> {
+        let (to_batches, batches) = bounded(capacity);
+        std::thread::spawn(move || read_pieces(socket, &to_batches));
+        batches
+    }
+
+    fn next(batches: &Receiver<PieceBatch>) -> Vec<u8> {
+        let mut batch = batches.recv_timeout(Duration::from_secs(5)).unwrap();
+        let pieces: Vec<Vec<u8>> = batch.pieces_mut().map(|piece| piece.to_vec()).collect();
+        assert_eq!(pieces.len(), 1);
+        pieces.concat()
+    }
+
+    #[test]
+    fn pieces_arrive_whole_behind_the_hello() {
+        let (sender, socket) = connected();
+        let batches = reading(socket, 4);
+        assert_eq!(next(&batches), b"hello");
+        for len in [1, 70_000, PIECE_BYTES_MAX, 3] {
+            sender.send(Priority::Stream, vec![len as u8; len]).unwrap();
+            assert_eq!(next(&batches), vec![len as u8; len]);
+        }
+        drop(sender);
+        assert!(batches.recv_timeout(Duration::from_secs(5)).is_err(), "the end is an end");
+    }
+
+    /// With a deep queue of scatter before it, an urgent piece waits for what the kernel holds and no more.
+    #[test]
+    fn urgent_overtakes() {
+        let (sender, socket) = connected();
+        for _ in 0..400 {
+            sender.send(Priority::Scatter, vec![3; 64 * 1024]).unwrap();
+        }
+        sender.send(Priority::HandOff, vec![1; 10]).unwrap();
+        let batches = reading(socket, 1);
+        let mut before = 0;
+        while next(&batches) != vec![1; 10] {
+            before += 1;
+        }
+        // Both kernels' buffers may hold what they like of what has been sent; the queue is passed.
+        assert!(before < 300, "{before} of 400 pieces went before it");
+    }
+
+    #[test]
+    fn full_queue_waits_and_close_ends_the_wait() {
+        let (sender, _socket) = connected();
+        let sender = Arc::new(sender);
+        let filler = sender.clone();
+        let full =
+            std::thread::spawn(move || while filler.send(Priority::Stream, vec![0; 64 * 1024]).is_ok() {});
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!full.is_finished(), "nobody reads, so it waits");
+        let start = Instant::now();
+        sender.close();
+        full.join().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert_eq!(sender.send(Priority::HandOff, vec![1]), Err(Closed));
+    }
+
+    #[test]
+    fn scatter_that_nobody_takes_closes_instead_of_waiting() {
+        let (sender, _socket) = connected();
+        let piece = vec![0; 512 * 1024];
+        let sent = (0..1000).take_while(|_| sender.send(Priority::Scatter, piece.clone()).is_ok()).count();
+        assert!(sent * piece.len() >= SCATTER_BYTES_MAX && sent < 1000, "{sent}");
+    }
+
+    #[test]
+    fn lengths_beyond_the_limit_break_the_connection() {
+        let (to_batches, batches) = bounded(1);
+        for prefix in [0u32, PIECE_BYTES_MAX as u32 + 1, u32::MAX] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            stranger.write_all(&prefix.to_be_bytes()).unwrap();
+            let error = read_pieces(listener.accept().unwrap().0, &to_batches).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        assert!(batches.try_recv().is_err());
+    }
+}

@@ -1,0 +1,375 @@
+//! UDP multicast: sent with segmentation offload where the kernel has it, received with GRO.
+//!
+//! A socket gives no backpressure (what exceeds the queue of the interface is dropped without an error), so the sender
+//! above keeps the pace.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmsg, sendmmsg, sendmsg,
+    setsockopt, sockopt,
+};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+
+use crate::agent::config::MulticastConfig;
+use crate::agent::host::Interface;
+
+/// One datagram, or what GRO makes of several.
+const RECEIVE_BYTES: usize = 65_536;
+/// Asked of the kernel for each receiving socket: a tenth of a second at 1 Gbit/s, twice for the kernel's own accounts.
+const RECEIVE_BUFFER_BYTES: usize = 24 * 1024 * 1024;
+/// Segments that the kernel takes at once (`UDP_MAX_SEGMENTS` before 6.9).
+const SEGMENTS_MAX: usize = 64;
+/// Bytes that it takes at once: a UDP datagram's, before it is segmented.
+const BURST_BYTES_MAX: usize = 65_507;
+/// Datagrams handed to the kernel by one call where it does not segment.
+const DATAGRAMS_MAX: usize = 64;
+/// How long a receiving thread takes at most to see that it is to end.
+const LOOK_UP: Duration = Duration::from_millis(200);
+
+/// Sealed pieces that arrived together: `segment` bytes each, the last maybe shorter.
+#[derive(Debug)]
+pub struct PieceBatch {
+    bytes: Vec<u8>,
+    segment: usize,
+}
+
+impl PieceBatch {
+    /// A single piece.
+    pub fn one(piece: Vec<u8>) -> PieceBatch {
+        PieceBatch { segment: piece.len().max(1), bytes: piece }
+    }
+
+    /// The pieces.
+    pub fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_mut(self.segment)
+    }
+}
+
+fn only_v4(what: IpAddr) -> io::Result<Ipv4Addr> {
+    match what.to_canonical() {
+        IpAddr::V4(addr) => Ok(addr),
+        IpAddr::V6(_) => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "multicast over IPv6 is not spoken yet"))
+        }
+    }
+}
+
+/// Sends to multicast groups.
+#[derive(Debug)]
+pub struct MulticastSender {
+    socket: Socket,
+    /// The kernel segments for us; switched off when it says that it can't.
+    offload: bool,
+}
+
+impl MulticastSender {
+    /// A socket that sends from `local`, whose interface the datagrams leave by; one hop far, and not to this host.
+    ///
+    /// # Errors
+    /// Those of the socket, and for IPv6, which is not spoken yet.
+    pub fn bind(local: IpAddr) -> io::Result<MulticastSender> {
+        let local = only_v4(local)?;
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.bind(&SocketAddrV4::new(local, 0).into())?;
+        socket.set_multicast_if_v4(&local)?;
+        socket.set_multicast_ttl_v4(1)?;
+        socket.set_multicast_loop_v4(false)?;
+        Ok(MulticastSender { socket, offload: true })
+    }
+
+    /// Sends `bytes` as datagrams of `segment` bytes, the last maybe shorter.
+    ///
+    /// # Errors
+    /// Those of the socket; some datagrams may have left.
+    pub fn send(&mut self, group: SocketAddr, bytes: &[u8], segment: usize) -> io::Result<()> {
+        let SocketAddr::V4(group) = group else { return only_v4(group.ip()).map(drop) };
+        let group = SockaddrIn::from(group);
+        let segment = segment.clamp(1, BURST_BYTES_MAX);
+        for burst in bytes.chunks(segment * SEGMENTS_MAX.min(BURST_BYTES_MAX / segment)) {
+            if self.offload && burst.len() > segment {
+                match self.send_offloaded(&group, burst, segment) {
+                    // The interface computes no checksums, or the kernel knows no segmentation: this burst and
+                    // all that follow go one by one.
+                    Err(Errno::EIO | Errno::EINVAL | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {
+                        self.offload = false
+                    }
+                    result => {
+                        result?;
+                        continue;
+                    }
+                }
+            }
+            self.send_each(&group, burst, segment)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel cuts datagrams for us, as far as is known.
+    pub fn is_offloaded(&self) -> bool {
+        self.offload
+    }
+
+    fn send_offloaded(&self, group: &SockaddrIn, bytes: &[u8], segment: usize) -> nix::Result<()> {
+        let segment = segment as u16;
+        let control = [ControlMessage::UdpGsoSegments(&segment)];
+        let slices = [IoSlice::new(bytes)];
+        retry(|| sendmsg(self.socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(group)))
+            .map(drop)
+    }
+
+    fn send_each(&self, group: &SockaddrIn, bytes: &[u8], segment: usize) -> nix::Result<()> {
+        let slices: Vec<[IoSlice<'_>; 1]> =
+            bytes.chunks(segment).map(|datagram| [IoSlice::new(datagram)]).collect();
+        let to = [Some(*group); DATAGRAMS_MAX];
+        let mut headers = MultiHeaders::preallocate(DATAGRAMS_MAX, None);
+        let mut left = &slices[..];
+        while !left.is_empty() {
+            let now = left.len().min(DATAGRAMS_MAX);
+            let sent = retry(|| {
+                let fd = self.socket.as_raw_fd();
+                sendmmsg(fd, &mut headers, left[..now].iter(), &to[..now], [], MsgFlags::empty())
+                    .map(Iterator::count)
+            })?;
+            left = &left[sent..];
+        }
+        Ok(())
+    }
+}
+
+/// Again when a signal came between.
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// The groups that a session has joined, each with a socket and a thread that end when this is dropped.
+#[derive(Debug, Default)]
+pub struct GroupReceivers {
+    stop: Arc<AtomicBool>,
+    kernel_drops: Arc<AtomicU64>,
+}
+
+impl GroupReceivers {
+    /// None yet.
+    pub fn new() -> GroupReceivers {
+        GroupReceivers::default()
+    }
+
+    /// Joins `group` on `interface`, for what `source` sends to it only if one is named. What arrives goes to
+    /// `batches`; while that is full its thread waits, and the kernel drops.
+    ///
+    /// # Errors
+    /// Those of the socket, and for IPv6, which is not spoken yet.
+    pub fn join(
+        &mut self,
+        group: SocketAddr,
+        source: Option<IpAddr>,
+        interface: &Interface,
+        batches: &Sender<PieceBatch>,
+    ) -> io::Result<()> {
+        let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_address(true)?;
+        // Bound to the group, so that nothing else that comes to this port is read.
+        socket.bind(&SocketAddrV4::new(addr, group.port()).into())?;
+        join(&socket, addr, source, interface)?;
+        // Each of these is an improvement that a kernel may lack.
+        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        }
+        socket.set_read_timeout(Some(LOOK_UP))?;
+        let mut receiver = GroupReceiver {
+            socket,
+            buffer: vec![0; RECEIVE_BYTES],
+            dropped: 0,
+            stop: self.stop.clone(),
+            kernel_drops: self.kernel_drops.clone(),
+        };
+        let batches = batches.clone();
+        std::thread::Builder::new().name("multicast".into()).spawn(move || receiver.run(&batches)).map(drop)
+    }
+
+    /// Datagrams that the kernel dropped since the sockets' buffers were full, over all groups.
+    pub fn kernel_drops(&self) -> u64 {
+        self.kernel_drops.load(Relaxed)
+    }
+}
+
+impl Drop for GroupReceivers {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// For one source only, which also holds off others on the same group; where the kernel does not have that for this
+/// group, for any.
+fn join(socket: &Socket, group: Ipv4Addr, source: Option<Ipv4Addr>, interface: &Interface) -> io::Result<()> {
+    if let Some((source, own)) = source.zip(interface.ipv4) {
+        match socket.join_ssm_v4(&source, &group, &own) {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::debug!(%group, "joined for any source, not only {source}: {error}"),
+        }
+    }
+    socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(interface.index))
+}
+
+/// One group's socket, on its thread.
+struct GroupReceiver {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// The kernel's count of drops, as it was last seen.
+    dropped: u32,
+    stop: Arc<AtomicBool>,
+    kernel_drops: Arc<AtomicU64>,
+}
+
+impl GroupReceiver {
+    fn run(&mut self, batches: &Sender<PieceBatch>) {
+        while !self.stop.load(Relaxed) {
+            match self.receive() {
+                Ok(Some(batch)) => {
+                    if batches.send(batch).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(error) => return tracing::warn!("multicast: {}", error.desc()),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> nix::Result<Option<PieceBatch>> {
+        let mut control = nix::cmsg_space!(i32, u32);
+        let mut slices = [IoSliceMut::new(&mut self.buffer)];
+        let message =
+            recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
+        let (len, mut segment, mut dropped) = (message.bytes, None, None);
+        for one in message.cmsgs()? {
+            match one {
+                ControlMessageOwned::UdpGroSegments(bytes) => segment = usize::try_from(bytes).ok(),
+                ControlMessageOwned::RxqOvfl(count) => dropped = Some(count),
+                _ => {}
+            }
+        }
+        if let Some(dropped) = dropped {
+            // The kernel's count wraps around.
+            self.kernel_drops.fetch_add(dropped.wrapping_sub(self.dropped).into(), Relaxed);
+            self.dropped = dropped;
+        }
+        let segment = segment.filter(|bytes| *bytes > 0).unwrap_or(len);
+        Ok((len > 0).then(|| PieceBatch { bytes: self.buffer[..len].to_vec(), segment }))
+    }
+}
+
+/// A group for a target set, random so that two sources that drain to one target never meet.
+pub fn random_group(config: &MulticastConfig) -> IpAddr {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
+    let prefix = config.prefix;
+    let host = u32::from_be_bytes(bytes) & (u32::MAX >> prefix.bits);
+    IpAddr::V4(Ipv4Addr::from_bits(prefix.base.to_bits() | host))
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{Receiver, bounded};
+    use nix::libc;
+
+    use super::*;
+    use crate::agent::config::MulticastPrefix;
+
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn group(port: u16) -> SocketAddr {
+        let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };
+        let config = MulticastConfig { interface: None, prefix, source_specific: true };
+        let group = random_group(&config);
+        assert!(matches!(group, IpAddr::V4(addr) if addr.octets()[..2] == [239, 255]));
+        SocketAddr::new(group, port)
+    }
+
+    /// What arrives until `bytes` bytes are there, cut into datagrams, and how many reads it took.
+    fn collect(batches: &Receiver<PieceBatch>, bytes: usize) -> (Vec<Vec<u8>>, usize) {
+        let (mut pieces, mut reads, mut total) = (Vec::new(), 0, 0);
+        while total < bytes {
+            let mut batch =
+                batches.recv_timeout(Duration::from_secs(5)).expect("everything arrives on loopback");
+            reads += 1;
+            for piece in batch.pieces_mut() {
+                total += piece.len();
+                pieces.push(piece.to_vec());
+            }
+        }
+        (pieces, reads)
+    }
+
+    fn send_and_compare(sender: &mut MulticastSender, source: IpAddr, port: u16) -> (usize, usize) {
+        let group = group(port);
+        let (to_batches, batches) = bounded(1000);
+        let mut receivers = GroupReceivers::new();
+        let lo = Interface::with_address(LOCALHOST).expect("every host has a loopback interface");
+        receivers.join(group, Some(source), &lo, &to_batches).expect("loopback takes multicast");
+        let bytes: Vec<u8> = (0..100_000u32).map(|at| (at / 7) as u8).collect();
+        sender.send(group, &bytes, 1400).unwrap();
+        let (pieces, reads) = collect(&batches, bytes.len());
+        assert_eq!(pieces.concat(), bytes, "in order and whole");
+        assert!(pieces.iter().rev().skip(1).all(|piece| piece.len() == 1400));
+        assert_eq!(receivers.kernel_drops(), 0);
+        (pieces.len(), reads)
+    }
+
+    #[test]
+    fn datagrams_arrive_cut_as_they_were_sent() {
+        let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+        let (pieces, reads) = send_and_compare(&mut sender, LOCALHOST, 40_101);
+        assert_eq!(pieces, 100_000usize.div_ceil(1400));
+        assert!(sender.is_offloaded() && reads < pieces, "{reads} reads: the kernel segments and coalesces");
+        sender.offload = false;
+        let (pieces, _) = send_and_compare(&mut sender, LOCALHOST, 40_102);
+        assert_eq!(pieces, 100_000usize.div_ceil(1400));
+    }
+
+    /// The kernel segments nothing whose checksums are switched off; that very burst leaves all the same.
+    #[test]
+    fn burst_that_the_kernel_refuses_to_segment_leaves_one_by_one() {
+        let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is a C int that lives on, and its length is given (socket(7), SO_NO_CHECK).
+        let result = unsafe {
+            let (value, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+            libc::setsockopt(sender.socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, value, len)
+        };
+        assert_eq!(result, 0);
+        let (pieces, _) = send_and_compare(&mut sender, LOCALHOST, 40_103);
+        assert_eq!(pieces, 100_000usize.div_ceil(1400));
+        assert!(!sender.is_offloaded(), "it is remembered");
+    }
+
+    #[test]
+    fn other_sources_are_not_heard() {
+        let group = group(40_104);
+        let (to_batches, batches) = bounded(1000);
+        let mut receivers = GroupReceivers::new();
+        let lo = Interface::with_address(LOCALHOST).unwrap();
+        let stranger = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
+        receivers.join(group, Some(stranger), &lo, &to_batches).unwrap();
+        MulticastSender::bind(LOCALHOST).unwrap().send(group, &[1; 100], 100).unwrap();
+        MulticastSender::bind(stranger).unwrap().send(group, &[2; 100], 100).unwrap();
+        assert_eq!(collect(&batches, 100).0, [vec![2; 100]]);
+        assert!(batches.try_recv().is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! One running QEMU: its monitor and its guest's memory.
+//!
+//! - [`qmp`]: the connection; commands, answers and events
+//! - [`monitor`]: the commands that a migration needs, typed, and what this QEMU can do ([`monitor::Features`])
+//! - [`ramblock`]: which RAM blocks the guest has and where QEMU mapped them
+//! - [`process`]: which process that QEMU is, and its mappings
+//! - [`memory`]: reading the guest's memory from outside
+
+pub mod capabilities;
+pub mod memory;
+pub mod monitor;
+pub mod process;
+pub mod qmp;
+pub mod ramblock;
+#[cfg(test)]
+mod tests;
+
+pub use memory::{GuestMemory, MemoryError};
+pub use monitor::Features;
+pub use qmp::{Qmp, QmpError, QmpEvent};

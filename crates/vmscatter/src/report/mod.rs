@@ -1,0 +1,6 @@
+//! What a job says: events while it runs, an outcome when it has ended, and how both are shown.
+
+pub mod event;
+pub mod outcome;
+pub mod progress;
+pub mod summary;

@@ -1,0 +1,457 @@
+//! The session's loop at the source: it feeds core's [`SourceSession`] and does what that wants.
+//!
+//! Nothing here waits for QMP: what a monitor is asked runs in a task of its own, since a monitor may hang while
+//! its guest is stopped. Deadlines act by closing sockets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
+use vmscatter_core::session::handoff::{DOWNTIME_MAX, switchover_limits};
+use vmscatter_core::session::{SourceAction, SourceEntryKind, SourceSession, VmStage};
+use vmscatter_core::wire::control::Message;
+
+use super::guest::{Monitor, SourceGuest};
+use super::link::TargetLink;
+use super::scatter::ScatterThread;
+use super::stream::{Stream, StreamEvent};
+use crate::agent::cancel::CancelToken;
+use crate::agent::guest_file::format_uuid;
+use crate::agent::jobs::EventSink;
+use crate::agent::journal::{Entry, Journal};
+use crate::qemu::qmp::QmpEvent;
+use crate::report::event::{JobEvent, Phase, Progress};
+
+/// How often a streaming guest's switchover limits follow what QEMU says.
+const TUNE: Duration = Duration::from_millis(50);
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(250);
+/// From STOP until the target votes; then the socket is closed, and the guest goes on.
+const STOPPED_MAX: Duration = Duration::from_secs(30);
+/// A guest whose stream has made no progress for this long stays.
+const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// What happens to a session.
+#[derive(Debug)]
+pub(super) enum Event {
+    Target(u16, Message),
+    TargetLost(u16, String),
+    Qmp(u16, QmpEvent),
+    Scattered,
+    Settled(u16),
+    Task(u16, TaskEnd),
+}
+
+/// How a task about a guest's monitor ended.
+#[derive(Debug)]
+pub(super) enum TaskEnd {
+    Failed(String),
+    CommitMayGo,
+}
+
+/// A VM as the loop sees it.
+pub(super) struct Vm {
+    pub(super) guest: SourceGuest,
+    pub(super) stream: Arc<Stream>,
+    pub(super) target: u16,
+    pub(super) times: Times,
+    /// The scatter has settled what it holds.
+    settled: bool,
+    /// Its turn came before that.
+    stream_due: bool,
+    socket_open: bool,
+}
+
+/// When what happened to a VM.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Times {
+    /// STOP, in microseconds since the Unix epoch.
+    pub(super) stopped_unix_us: u64,
+    stopped: Option<Instant>,
+    streaming: Option<Instant>,
+}
+
+impl Vm {
+    pub(super) fn new(guest: SourceGuest, stream: Arc<Stream>, target: u16) -> Vm {
+        Vm { guest, stream, target, times: Times::default(), settled: false, stream_due: false, socket_open: false }
+    }
+}
+
+/// A session under way.
+pub(super) struct Actor {
+    pub(super) session: SourceSession,
+    pub(super) session_id: String,
+    pub(super) vms: Vec<Vm>,
+    pub(super) links: Vec<Arc<TargetLink>>,
+    pub(super) scatter: ScatterThread,
+    pub(super) journal: Journal,
+    pub(super) events: UnboundedReceiver<Event>,
+    pub(super) to_events: UnboundedSender<Event>,
+    pub(super) stream_events: UnboundedReceiver<(u16, StreamEvent)>,
+    pub(super) sink: EventSink,
+    pub(super) hold_before_cont: Option<PathBuf>,
+    pub(super) streams_max: usize,
+    pub(super) tasks: JoinSet<()>,
+    pub(super) finished: bool,
+}
+
+impl Actor {
+    /// Runs until every VM has found its end.
+    pub(super) async fn run(&mut self, cancel: &CancelToken) {
+        let mut tick = tokio::time::interval(TELL);
+        let mut cancelled = false;
+        self.perform_all();
+        while !self.finished {
+            tokio::select! {
+                Some(event) = self.events.recv() => self.handle(event),
+                Some((vm, event)) = self.stream_events.recv() => self.stream_event(vm, event),
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    self.session.cancel();
+                }
+                _ = tick.tick() => self.tick(),
+            }
+            self.perform_all();
+        }
+        self.scatter.stop();
+        // Monitors are put back, QEMUs ended: a few seconds at most, since each task has a deadline.
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(action) = self.session.poll_action() {
+            self.perform(action);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Target(target, message) => self.target_message(target, message),
+            Event::TargetLost(target, reason) => self.target_lost(target, &reason),
+            Event::Qmp(vm, event) => self.qmp_event(vm, &event),
+            Event::Scattered => self.session.scattered(),
+            Event::Settled(vm) => {
+                let state = &mut self.vms[usize::from(vm)];
+                state.settled = true;
+                if state.stream_due {
+                    self.start_stream(vm);
+                }
+            }
+            Event::Task(vm, TaskEnd::Failed(reason)) => self.session.failed(vm, reason),
+            Event::Task(vm, TaskEnd::CommitMayGo) => self.write_journal(vm, SourceEntryKind::Commit),
+        }
+    }
+
+    fn target_lost(&mut self, target: u16, reason: &str) {
+        let link = &self.links[usize::from(target)];
+        link.close();
+        self.scatter.remove_target(target);
+        self.session.target_lost(target, &format!("{}: {reason}", link.name()));
+    }
+
+    fn target_message(&mut self, target: u16, message: Message) {
+        let known = |vm: u16| self.vms.get(usize::from(vm)).filter(|state| state.target == target);
+        match message {
+            Message::Report(report) => self.scatter.report(target, report),
+            Message::Written { vm, next } => {
+                let result = known(vm).map(|state| state.stream.with(|stream| stream.written(next)));
+                match result {
+                    Some(Ok(())) => self.head_written(vm),
+                    Some(Err(error)) => self.end_target(target, &error.to_string()),
+                    None => self.end_target(target, "it speaks of a VM that is not its own"),
+                }
+            }
+            Message::ReturnPath { vm, bytes } => {
+                if let Some(state) = known(vm) {
+                    state.stream.return_path(&bytes);
+                }
+            }
+            Message::Ping(number) => self.links[usize::from(target)].send(Message::Pong(number)),
+            Message::Pong(_) | Message::Granted { .. } => {}
+            message => {
+                if let Err(what) = self.session.message(target, message) {
+                    self.end_target(target, what);
+                }
+            }
+        }
+    }
+
+    /// A target that says what no honest one says leaves the session.
+    fn end_target(&mut self, target: u16, what: &str) {
+        tracing::warn!(target = self.links[usize::from(target)].name(), "its session ends: {what}");
+        self.target_lost(target, what);
+    }
+
+    fn head_written(&mut self, vm: u16) {
+        let state = &self.vms[usize::from(vm)];
+        if state.stream.with(|stream| stream.is_held() && stream.head_written()) {
+            self.session.held(vm);
+        }
+    }
+
+    fn stream_event(&mut self, vm: u16, event: StreamEvent) {
+        match event {
+            StreamEvent::Held => self.head_written(vm),
+            StreamEvent::RamEnded(digest) => self.session.ram_ended(vm, digest),
+            StreamEvent::Failed(reason) => {
+                self.session.failed(vm, reason);
+            }
+        }
+    }
+
+    fn qmp_event(&mut self, vm: u16, event: &QmpEvent) {
+        let status = event.data["status"].as_str();
+        match (event.name.as_str(), status) {
+            ("STOP", _) => {
+                let state = &mut self.vms[usize::from(vm)];
+                state.times.stopped_unix_us = event.time_us;
+                state.times.stopped = Some(Instant::now());
+                state.stream.hurry();
+                if self.session.stage(vm) == Some(VmStage::Streaming) {
+                    self.tell_phase(vm, Phase::HandOff);
+                }
+            }
+            ("MIGRATION", Some("completed")) => self.session.completed(vm),
+            ("MIGRATION", Some("failed")) => self.migration_failed(vm),
+            ("SHUTDOWN", _) => self.session.failed(vm, "the guest shut down".to_owned()),
+            ("GUEST_PANICKED", _) => self.session.failed(vm, "the guest panicked".to_owned()),
+            (CLOSED, _) => self.session.failed(vm, "the source QEMU is gone".to_owned()),
+            _ => {}
+        }
+    }
+
+    /// QEMU says why, if it is asked.
+    fn migration_failed(&mut self, vm: u16) {
+        let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
+        self.task(vm, async move {
+            let reason = monitor.migration_error().await;
+            Some(TaskEnd::Failed(match reason {
+                Some(reason) => format!("QEMU's migration failed: {reason}"),
+                None => "QEMU's migration failed".to_owned(),
+            }))
+        });
+    }
+
+    fn tick(&mut self) {
+        for vm in 0..self.vms.len() as u16 {
+            let times = self.vms[usize::from(vm)].times;
+            let stage = self.session.stage(vm);
+            let waiting = stage.is_some_and(|stage| stage < VmStage::Releasing);
+            if waiting && times.stopped.is_some_and(|at| at.elapsed() > STOPPED_MAX) {
+                self.session.failed(vm, format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()));
+            }
+            if let Some(progress) = self.progress(vm) {
+                self.sink.emit(JobEvent::Progress(progress));
+            }
+        }
+        self.sink.emit(JobEvent::Progress(self.total()));
+    }
+
+    fn progress(&self, vm: u16) -> Option<Progress> {
+        let state = &self.vms[usize::from(vm)];
+        state.times.streaming?;
+        let counts = state.stream.with(|stream| stream.counts());
+        let bytes = |pages: u64| pages * vmscatter_core::page::PAGE_SIZE as u64;
+        Some(Progress {
+            guest: Some(state.guest.name.clone()),
+            total_bytes: state.guest.bytes(),
+            done_bytes: bytes(counts.withheld + counts.sent + counts.zero).min(state.guest.bytes()),
+            withheld_bytes: bytes(counts.withheld),
+            unicast_bytes: self.links[usize::from(state.target)].vm_bytes(vm),
+            multicast_bytes: 0,
+        })
+    }
+
+    /// Counters of the whole job.
+    fn total(&self) -> Progress {
+        let scatter = self.scatter.counters();
+        let mut total = Progress { multicast_bytes: scatter.multicast_bytes, ..Progress::default() };
+        for vm in 0..self.vms.len() as u16 {
+            total.total_bytes += self.vms[usize::from(vm)].guest.bytes();
+            if let Some(progress) = self.progress(vm) {
+                total.done_bytes += progress.done_bytes;
+                total.withheld_bytes += progress.withheld_bytes;
+            }
+        }
+        total.unicast_bytes = self.links.iter().map(|link| link.sent_bytes()).sum();
+        total
+    }
+
+    fn tell_phase(&self, vm: u16, phase: Phase) {
+        self.sink.emit(JobEvent::Phase { guest: Some(self.vms[usize::from(vm)].guest.name.clone()), phase });
+    }
+
+    fn perform(&mut self, action: SourceAction) {
+        match action {
+            SourceAction::Send { target, message } => self.links[usize::from(target)].send(message),
+            SourceAction::Migrate { vm } => self.migrate(vm),
+            SourceAction::Scatter => {
+                self.sink.emit(JobEvent::Phase { guest: None, phase: Phase::Scatter });
+                self.scatter.start();
+            }
+            SourceAction::Settle { vm } => {
+                let state = &self.vms[usize::from(vm)];
+                self.scatter.settle(vm, state.target, state.stream.clone());
+            }
+            SourceAction::Stream { vm } => {
+                let state = &mut self.vms[usize::from(vm)];
+                state.stream_due = true;
+                if state.settled {
+                    self.start_stream(vm);
+                }
+            }
+            SourceAction::Journal { vm, entry: SourceEntryKind::Commit } => self.decide(vm),
+            SourceAction::Journal { vm, entry } => self.write_journal(vm, entry),
+            SourceAction::ReleaseShut { vm } => {
+                self.vms[usize::from(vm)].stream.return_path(&vmscatter_core::qemu_stream::SHUT_OK);
+            }
+            SourceAction::CloseSocket { vm } => self.close_socket(vm),
+            SourceAction::ResumeSource { vm } => {
+                let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
+                if !self.vms[usize::from(vm)].guest.paused {
+                    self.task(vm, async move {
+                        if let Err(error) = monitor.cont().await {
+                            tracing::error!("a guest can't be resumed at the source: {error}");
+                        }
+                        None
+                    });
+                }
+            }
+            SourceAction::Quit { vm } => {
+                let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
+                self.task(vm, async move {
+                    let _ = monitor.quit().await;
+                    None
+                });
+            }
+            SourceAction::Finished => self.finished = true,
+        }
+    }
+
+    /// Runs something about a guest's monitor beside the loop.
+    fn task(&mut self, vm: u16, work: impl Future<Output = Option<TaskEnd>> + Send + 'static) {
+        let events = self.to_events.clone();
+        self.tasks.spawn(async move {
+            if let Some(end) = work.await {
+                let _ = events.send(Event::Task(vm, end));
+            }
+        });
+    }
+
+    fn migrate(&mut self, vm: u16) {
+        self.tell_phase(vm, Phase::Open);
+        let state = &mut self.vms[usize::from(vm)];
+        let started = state.guest.listen().and_then(|listener| state.stream.start(listener));
+        if let Err(error) = started {
+            return self.session.failed(vm, format!("{}: {error}", state.guest.socket.display()));
+        }
+        state.socket_open = true;
+        let (monitor, socket) = (state.guest.monitor.clone(), state.guest.socket.clone());
+        self.task(vm, async move {
+            let told = monitor.migrate(&socket).await;
+            told.err().map(|error| TaskEnd::Failed(error.to_string()))
+        });
+    }
+
+    /// The stream is released, and a task follows QEMU's view of it until the guest stops.
+    fn start_stream(&mut self, vm: u16) {
+        self.tell_phase(vm, Phase::Stream);
+        let state = &mut self.vms[usize::from(vm)];
+        state.stream_due = false;
+        state.times.streaming = Some(Instant::now());
+        let (monitor, stream) = (state.guest.monitor.clone(), state.stream.clone());
+        let share = self.scatter.link_bytes_per_s() / self.streams_max as f64;
+        self.task(vm, async move {
+            let released = stream.clone();
+            let _ = tokio::task::spawn_blocking(move || released.release()).await;
+            follow(&monitor, &stream, share).await.err().map(TaskEnd::Failed)
+        });
+    }
+
+    fn close_socket(&mut self, vm: u16) {
+        let state = &mut self.vms[usize::from(vm)];
+        state.stream.close();
+        self.scatter.remove_vm(vm);
+        let _ = std::fs::remove_file(&state.guest.socket);
+        if std::mem::take(&mut state.socket_open) {
+            let monitor = state.guest.monitor.clone();
+            self.task(vm, async move {
+                monitor.restore().await;
+                None
+            });
+        }
+    }
+
+    /// The one decision, after the operator's hold if one was asked for.
+    fn decide(&mut self, vm: u16) {
+        let Some(dir) = self.hold_before_cont.clone() else {
+            return self.write_journal(vm, SourceEntryKind::Commit);
+        };
+        let name = self.vms[usize::from(vm)].guest.name.clone();
+        self.task(vm, async move {
+            let go = dir.join(format!("{name}.go"));
+            if let Err(error) = tokio::fs::write(dir.join(format!("{name}.held")), "").await {
+                tracing::warn!("{}: {error}", dir.display());
+            }
+            while !tokio::fs::try_exists(&go).await.unwrap_or(true) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Some(TaskEnd::CommitMayGo)
+        });
+    }
+
+    fn write_journal(&mut self, vm: u16, kind: SourceEntryKind) {
+        let state = &self.vms[usize::from(vm)];
+        let entry = Entry {
+            session: self.session_id.clone(),
+            uuid: format_uuid(&state.guest.uuid),
+            name: state.guest.name.clone(),
+            peer: self.links[usize::from(state.target)].name().to_owned(),
+            entry: match kind {
+                SourceEntryKind::Release => "release",
+                SourceEntryKind::Commit => "commit",
+                SourceEntryKind::Done => "done",
+            }
+            .to_owned(),
+        };
+        match self.journal.append(&entry) {
+            Ok(()) => self.session.journaled(vm, kind),
+            Err(error) => {
+                tracing::error!(vm = entry.name, "journal: {error}");
+                self.session.failed(vm, format!("the source's journal can't be written: {error}"));
+            }
+        }
+    }
+}
+
+/// Name of the event with which a monitor's end is told.
+pub(super) const CLOSED: &str = "VMSCATTER_MONITOR_CLOSED";
+
+/// Sets QEMU's switchover limits as its rounds go on, until RAM has ended or the stream is closed.
+async fn follow(monitor: &Monitor, stream: &Stream, share: f64) -> Result<(), String> {
+    let direct = monitor.takes_switchover_bandwidth();
+    monitor.full_speed().await.map_err(|e| e.to_string())?;
+    let (mut last, mut seen, mut moved) = (None, 0, Instant::now());
+    loop {
+        tokio::time::sleep(TUNE).await;
+        let (ended, counts) = stream.with(|stream| (stream.final_digest().is_some(), stream.counts()));
+        if ended || stream.is_closed() {
+            return Ok(());
+        }
+        let total = counts.withheld + counts.sent + counts.zero;
+        if total != seen {
+            (seen, moved) = (total, Instant::now());
+        } else if moved.elapsed() > STALL_MAX {
+            return Err(format!("the stream has stood still for {} s", STALL_MAX.as_secs()));
+        }
+        // A monitor that does not answer has a guest that is being stopped, most of all.
+        let Ok(Ok(Some(view))) = tokio::time::timeout(Duration::from_secs(1), monitor.view()).await else { continue };
+        let limits = switchover_limits(view, share, DOWNTIME_MAX, direct);
+        if last != Some(limits) {
+            last = Some(limits);
+            let _ = tokio::time::timeout(Duration::from_secs(1), monitor.limit_switchover(limits)).await;
+        }
+    }
+}

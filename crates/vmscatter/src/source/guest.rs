@@ -1,0 +1,242 @@
+//! A guest at the source: its monitor, its memory, what it runs, and how it is put back as it was.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+use vmscatter_core::limits::IN_FLIGHT_BYTES_MIN;
+use vmscatter_core::session::check_blocks;
+use vmscatter_core::session::handoff::{QemuView, SwitchoverLimits};
+use vmscatter_core::wire::control::{BlockSpec, Uuid, VmSpec};
+
+use crate::agent::AgentContext;
+use crate::agent::guest_file::{GuestFile, format_uuid, parse_uuid};
+use crate::qemu::capabilities;
+use crate::qemu::memory::GuestMemory;
+use crate::qemu::monitor::Features;
+use crate::qemu::qmp::{Qmp, QmpError, QmpEvent};
+use crate::qemu::ramblock::ram_blocks;
+
+/// `max-bandwidth` that holds a stream: some 41 KB/s flow, and the monitor still answers.
+const HELD_BYTES_PER_S: u64 = 20_480;
+/// `max-bandwidth` that never limits: 64 GiB/s (zero would mean the same, but not to every version).
+const FULL_BYTES_PER_S: u64 = 64 << 30;
+
+/// A monitor that does not answer within this time is taken for dead.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// The parameters that are changed, and put back where a guest stays.
+const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
+
+/// A guest that is to be moved.
+#[derive(Debug)]
+pub(super) struct SourceGuest {
+    pub(super) name: String,
+    pub(super) uuid: Uuid,
+    pub(super) guest_file: String,
+    pub(super) machine: String,
+    pub(super) blocks: Vec<BlockSpec>,
+    pub(super) paused: bool,
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) monitor: Monitor,
+    /// STOP, RESUME, MIGRATION and the like; taken by the session's loop.
+    pub(super) events: Option<mpsc::Receiver<QmpEvent>>,
+    /// Where QEMU is told to migrate to.
+    pub(super) socket: PathBuf,
+}
+
+/// A guest's QEMU, as far as its monitor goes.
+#[derive(Clone, Debug)]
+pub(super) struct Monitor {
+    qmp: Qmp,
+    features: Features,
+    /// Migration parameters as they were.
+    before: Arc<Map<String, Value>>,
+    /// Capabilities as they were.
+    capabilities: Arc<Vec<(String, bool)>>,
+}
+
+impl SourceGuest {
+    /// Connects to the guest's monitor and finds out what it is. Nothing is changed yet.
+    ///
+    /// # Errors
+    /// One line that names the guest file and what is wrong, or what can't be handled.
+    pub(super) async fn open(ctx: &AgentContext, origin: &str, text: &str) -> Result<SourceGuest, String> {
+        let file = GuestFile::parse(text, origin).map_err(|e| e.to_string())?;
+        let path = file.expand_qmp(&ctx.values).map_err(|e| e.to_string())?;
+        let fault = |e: QmpError| format!("{origin}: {e}");
+        let (qmp, events) = Qmp::connect(&path, MONITOR_DEADLINE).await.map_err(fault)?;
+        let features = qmp.features().await.map_err(fault)?;
+        capabilities::check(&qmp, &features).await.map_err(|e| format!("{origin}: {e}"))?;
+        let paused = match qmp.query_status().await.map_err(fault)?.status.as_str() {
+            "running" => false,
+            "paused" | "prelaunch" => true,
+            other => return Err(format!("{origin}: the guest can't be moved while its state is '{other}'")),
+        };
+        if qmp.query_migrate().await.map_err(fault)?.status.is_under_way() {
+            return Err(format!("{origin}: the guest is being migrated already"));
+        }
+        let uuid = match file.uuid {
+            Some(uuid) => uuid,
+            None => parse_uuid(&qmp.query_uuid().await.map_err(fault)?)
+                .filter(|uuid| uuid != &[0; 16])
+                .unwrap_or_else(random_uuid),
+        };
+        let machine = qmp.current_machine().await.map_err(fault)?;
+        let blocks = ram_blocks(&qmp).await.map_err(fault)?;
+        let memory = GuestMemory::locate(&qmp).await.map_err(|e| format!("{origin}: {e}"))?;
+        let blocks: Vec<_> = blocks.iter().map(|b| BlockSpec { name: b.name.clone(), bytes: b.bytes }).collect();
+        check_blocks(&blocks).map_err(|e| format!("{origin}: {e}"))?;
+        let before = Arc::new(qmp.parameters().await.map_err(fault)?);
+        let states = Arc::new(qmp.capabilities().await.map_err(fault)?);
+        Ok(SourceGuest {
+            name: file.name.clone(),
+            uuid,
+            guest_file: text.to_owned(),
+            machine,
+            blocks,
+            paused,
+            memory: Arc::new(memory),
+            monitor: Monitor { qmp, features, before, capabilities: states },
+            events: Some(events),
+            socket: ctx.config.run_dir.join(format!("out-{}.mig", format_uuid(&uuid))),
+        })
+    }
+
+    /// What a target is told of it; `vm` is its number in the session.
+    pub(super) fn spec(&self, vm: u16) -> VmSpec {
+        VmSpec {
+            vm,
+            uuid: self.uuid,
+            name: self.name.clone(),
+            guest_file: self.guest_file.clone(),
+            machine: self.machine.clone(),
+            blocks: self.blocks.clone(),
+            paused: self.paused,
+        }
+    }
+
+    /// Its RAM, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.bytes).sum()
+    }
+
+    /// A listener for QEMU's migration stream.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn listen(&self) -> std::io::Result<UnixListener> {
+        remove(&self.socket);
+        UnixListener::bind(&self.socket)
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = std::fs::remove_file(path);
+}
+
+fn random_uuid() -> Uuid {
+    let mut uuid = [0; 16];
+    aws_lc_rs::rand::fill(&mut uuid).expect("the system has random numbers");
+    uuid[6] = (uuid[6] & 0x0f) | 0x40;
+    uuid[8] = (uuid[8] & 0x3f) | 0x80;
+    uuid
+}
+
+impl Monitor {
+    /// Tells QEMU to migrate to `socket`, held to a trickle.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn migrate(&self, socket: &Path) -> Result<(), QmpError> {
+        capabilities::prepare(&self.qmp, &self.features).await?;
+        self.set(&[("max-bandwidth", HELD_BYTES_PER_S), ("downtime-limit", 1)]).await?;
+        self.qmp.migrate(&format!("unix:{}", socket.display())).await
+    }
+
+    /// Lets the stream flow as fast as it is read.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn full_speed(&self) -> Result<(), QmpError> {
+        self.set(&[("max-bandwidth", FULL_BYTES_PER_S)]).await
+    }
+
+    /// Sets when QEMU may stop the guest.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn limit_switchover(&self, limits: SwitchoverLimits) -> Result<(), QmpError> {
+        let mut parameters = vec![("downtime-limit", limits.downtime_limit_ms)];
+        parameters.extend(limits.avail_switchover_bandwidth.map(|bytes| ("avail-switchover-bandwidth", bytes)));
+        self.set(&parameters).await
+    }
+
+    /// Whether QEMU takes the link's share itself.
+    pub(super) fn takes_switchover_bandwidth(&self) -> bool {
+        self.features.avail_switchover_bandwidth
+    }
+
+    async fn set(&self, parameters: &[(&str, u64)]) -> Result<(), QmpError> {
+        let map = parameters.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect();
+        self.qmp.set_parameters(map).await
+    }
+
+    /// What QEMU says of the rounds, `None` where it does not say it yet.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn view(&self) -> Result<Option<QemuView>, QmpError> {
+        let ram = self.qmp.query_migrate().await?.ram;
+        Ok(ram.map(|ram| QemuView { round: ram.dirty_sync_count, apparent_bytes_per_s: ram.mbps * 1e6 / 8.0 }))
+    }
+
+    /// Why QEMU says that the migration failed.
+    pub(super) async fn migration_error(&self) -> Option<String> {
+        self.qmp.query_migrate().await.ok()?.error_desc
+    }
+
+    /// Puts migration parameters and capabilities back as they were.
+    pub(super) async fn restore(&self) {
+        let before = PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), self.before.get(*name)?.clone())));
+        let states: Vec<(&str, bool)> = self.capabilities.iter().map(|(name, state)| (name.as_str(), *state)).collect();
+        // Capabilities can't be set while a migration is being torn down, which takes QEMU a moment.
+        for attempt in 0..50 {
+            let result = match self.qmp.set_parameters(before.clone().collect()).await {
+                Ok(()) => self.qmp.set_capabilities(&states).await,
+                error => error,
+            };
+            match result {
+                Ok(()) => return,
+                Err(error) if attempt == 49 || self.qmp.is_closed() => {
+                    return tracing::warn!("migration parameters can't be put back: {error}");
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Lets a guest run again whose migration had completed.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn cont(&self) -> Result<(), QmpError> {
+        self.qmp.cont().await
+    }
+
+    /// Ends the QEMU.
+    ///
+    /// # Errors
+    /// QEMU's own words.
+    pub(super) async fn quit(&self) -> Result<(), QmpError> {
+        self.qmp.quit().await
+    }
+}
+
+/// Plain bytes of one VM between the two QEMUs, of `streams` that flow over a link of `link_bytes_per_s`: rule 6.
+pub(super) fn in_flight_limit(link_bytes_per_s: f64, streams: usize) -> usize {
+    let span = vmscatter_core::limits::IN_FLIGHT_SPAN.as_secs_f64();
+    ((link_bytes_per_s * span) as usize / streams.max(1)).max(IN_FLIGHT_BYTES_MIN)
+}

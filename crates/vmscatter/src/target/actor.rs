@@ -1,0 +1,356 @@
+//! The thread that feeds and drains core's [`TargetSession`]: it waits, feeds, drains, and decides nothing.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use tokio::runtime::Handle;
+use vmscatter_core::session::{SessionKeys, TargetAction, TargetEntryKind, TargetSession};
+use vmscatter_core::time::Time;
+use vmscatter_core::transport;
+use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
+use vmscatter_core::wire::piece::session_tag;
+use vmscatter_core::wire::seal::{Channel, OpenKey};
+
+use super::data::{DataConnection, Registration};
+use super::incoming::{self, Incoming};
+use super::pipe::Pipe;
+use crate::agent::AgentContext;
+use crate::agent::control::{ControlSender, PeerInfo};
+use crate::agent::guest_file::format_uuid;
+use crate::agent::journal::{Entry, Journal};
+use crate::net::data::read_pieces;
+use crate::net::udp::{GroupReceivers, PieceBatch};
+
+/// Batches of pieces that wait for the session thread; beyond that sockets wait, and UDP loses.
+const BATCHES_MAX: usize = 128;
+/// The thread looks up at least this often.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// What a session is about, as its source opened it.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) keys: SessionKeys,
+    /// Our number in the session.
+    pub(super) target: u16,
+    /// The set that is us alone.
+    pub(super) own_set: u16,
+    pub(super) peer: PeerInfo,
+    pub(super) control: ControlSender,
+}
+
+/// What happens to a session.
+#[derive(Debug)]
+pub(super) enum Event {
+    Control(Message),
+    ControlLost(String),
+    Started { vm: u16, result: Result<(Incoming, UnixStream), String> },
+    Written { vm: u16, bytes: usize, frames: Vec<u64>, stream_next: u64 },
+    ReturnPath { vm: u16, bytes: Vec<u8> },
+    ReturnPathEnded { vm: u16 },
+    Broken { vm: u16, reason: String },
+    Resumed { vm: u16, incoming: Incoming, result: Result<u64, String> },
+}
+
+#[derive(Debug)]
+struct Vm {
+    spec: VmSpec,
+    incoming: Option<Incoming>,
+    pipe: Option<Pipe>,
+}
+
+/// A session's thread.
+pub(super) struct Actor {
+    ctx: Arc<AgentContext>,
+    about: Session,
+    runtime: Handle,
+    start: Instant,
+    session: TargetSession,
+    vms: HashMap<u16, Vm>,
+    events: Receiver<Event>,
+    to_events: Sender<Event>,
+    batches: Receiver<PieceBatch>,
+    to_batches: Sender<PieceBatch>,
+    data: Registration,
+    groups: GroupReceivers,
+    journal: Journal,
+    finished: bool,
+}
+
+impl Actor {
+    /// The thread's body, and where to tell it what happens.
+    pub(super) fn new(ctx: Arc<AgentContext>, about: Session, runtime: Handle) -> (Actor, Sender<Event>) {
+        let (to_events, events) = unbounded();
+        let (to_batches, batches) = bounded(BATCHES_MAX);
+        let tag = session_tag(&about.peer.session);
+        let config = transport::ReceiverConfig { session: tag, target: about.target, ..Default::default() };
+        let receiver = transport::Receiver::new(config, Time::ZERO);
+        let actor = Actor {
+            session: TargetSession::new(about.keys.clone(), receiver),
+            start: Instant::now(),
+            vms: HashMap::new(),
+            events,
+            to_events: to_events.clone(),
+            batches,
+            to_batches,
+            data: ctx.data_router.register(tag),
+            groups: GroupReceivers::new(),
+            journal: ctx.journal.clone(),
+            finished: false,
+            ctx,
+            about,
+            runtime,
+        };
+        (actor, to_events)
+    }
+
+    /// Runs until the session is over and nothing is left under way.
+    pub(super) fn run(mut self) {
+        while !(self.finished && self.session.is_settled()) {
+            self.wait();
+            let now = self.now();
+            self.session.timeout(now);
+            while let Some(action) = self.session.poll_action() {
+                self.perform(action);
+            }
+            if self.ctx.shutdown.is_cancelled() && !self.finished {
+                self.session.source_lost();
+            }
+        }
+        self.leave();
+    }
+
+    fn now(&self) -> Time {
+        Time(self.start.elapsed().as_micros() as u64)
+    }
+
+    /// One event or batch, what is urgent first.
+    fn wait(&mut self) {
+        let idle = self.session.poll_timeout().map_or(IDLE, |at| at.since(self.now()).min(IDLE));
+        if let Ok(event) = self.events.try_recv() {
+            return self.handle(event);
+        }
+        crossbeam_channel::select! {
+            recv(self.events) -> event => if let Ok(event) = event { self.handle(event) },
+            recv(self.batches) -> batch => if let Ok(batch) = batch { self.pieces(batch) },
+            recv(self.data.connections) -> connection => if let Ok(connection) = connection { self.connected(connection) },
+            default(idle) => {}
+        }
+    }
+
+    fn pieces(&mut self, mut batch: PieceBatch) {
+        let now = self.now();
+        for piece in batch.pieces_mut() {
+            self.session.piece(now, piece);
+        }
+    }
+
+    fn connected(&mut self, connection: DataConnection) {
+        let DataConnection { socket, mut hello } = connection;
+        if !self.session.receiver().is_hello(&mut hello, self.about.own_set) {
+            tracing::warn!(source = self.about.peer.name, "a data connection with a false hello");
+            return;
+        }
+        let (batches, source) = (self.to_batches.clone(), self.about.peer.name.clone());
+        let read = move || {
+            if let Err(error) = read_pieces(socket, &batches) {
+                tracing::debug!(source, "data connection: {error}");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("data".into()).spawn(read) {
+            tracing::error!("no thread for a data connection: {error}");
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Control(message) => {
+                if let Err(what) = self.session.message(now, message) {
+                    tracing::warn!(source = self.about.peer.name, "the session ends: {what}");
+                    self.about.control.abort();
+                    self.session.source_lost();
+                }
+            }
+            Event::ControlLost(reason) => {
+                tracing::debug!(source = self.about.peer.name, "control connection: {reason}");
+                self.session.source_lost();
+            }
+            Event::Started { vm, result } => self.started(vm, result),
+            Event::Written { vm, bytes, frames, stream_next } => {
+                self.session.written(now, vm, bytes, &frames, stream_next);
+            }
+            Event::ReturnPath { vm, bytes } => self.session.return_path(now, vm, &bytes),
+            Event::ReturnPathEnded { vm } => self.return_path_ended(vm),
+            Event::Broken { vm, reason } => self.fail(vm, reason),
+            Event::Resumed { vm, incoming, result } => {
+                if let Some(state) = self.vms.get_mut(&vm) {
+                    state.incoming = Some(incoming);
+                }
+                match result {
+                    Ok(unix_us) => self.session.running(vm, unix_us),
+                    Err(reason) => self.fail(vm, reason),
+                }
+            }
+        }
+    }
+
+    /// QEMU closes its end when it has loaded everything, or when it dies.
+    fn return_path_ended(&mut self, vm: u16) {
+        if !self.session.is_loaded(vm) {
+            self.fail(vm, "incoming QEMU closed its migration socket before it had loaded".to_owned());
+        }
+    }
+
+    fn fail(&mut self, vm: u16, reason: String) {
+        let said = self.vms.get(&vm).and_then(|state| state.incoming.as_ref()).map(Incoming::last_words);
+        let reason = match said {
+            Some(said) if !said.is_empty() => format!("{reason}: {said}"),
+            _ => reason,
+        };
+        self.session.failed(vm, reason);
+    }
+
+    fn started(&mut self, vm: u16, result: Result<(Incoming, UnixStream), String>) {
+        let (incoming, socket) = match result {
+            Ok(started) => started,
+            Err(reason) => return self.session.failed(vm, reason),
+        };
+        // It may have been given up while its QEMU started.
+        if !self.session.wants(vm) {
+            return self.runtime.block_on(incoming.kill());
+        }
+        let pipe = Pipe::start(vm, socket, &self.to_events);
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.incoming = Some(incoming);
+        match pipe {
+            Ok(pipe) => {
+                state.pipe = Some(pipe);
+                self.session.prepared(vm);
+            }
+            Err(error) => self.session.failed(vm, format!("no thread for the migration socket: {error}")),
+        }
+    }
+
+    fn perform(&mut self, action: TargetAction) {
+        match action {
+            TargetAction::Send(message) => {
+                // A connection that is lost is told of by its reader.
+                let _ = self.about.control.blocking_send(message);
+            }
+            TargetAction::Join(grants) => self.join(grants),
+            TargetAction::Start(spec) => self.start(spec),
+            TargetAction::Write { vm, output } => {
+                if let Some(pipe) = self.vms.get(&vm).and_then(|state| state.pipe.as_ref()) {
+                    pipe.write(output);
+                }
+            }
+            TargetAction::Journal { vm, entry } => self.write_journal(vm, entry),
+            TargetAction::Resume { vm, cont } => self.resume(vm, cont),
+            TargetAction::Kill { vm } => self.kill(vm),
+            TargetAction::Finished => self.finished = true,
+        }
+    }
+
+    fn join(&mut self, grants: Vec<SetGrant>) {
+        let interface = self.ctx.interface(self.about.peer.local_addr);
+        let channels = [Channel::MULTICAST, Channel::PROBE, Channel::unicast(self.about.target)];
+        let (mut joined, mut failed) = (Vec::new(), Vec::new());
+        for grant in grants {
+            self.session.receiver().add_set(grant.set, OpenKey::new(&grant.key, &channels));
+            let result = match (grant.group, &interface) {
+                (None, _) => Ok(()),
+                (Some(_), Err(error)) => Err(error.to_string()),
+                (Some(group), Ok(interface)) => {
+                    let specific = self.ctx.config.multicast.source_specific;
+                    let source = specific.then_some(self.about.peer.addr.ip());
+                    self.groups.join(group, source, interface, &self.to_batches).map_err(|e| e.to_string())
+                }
+            };
+            match result {
+                Ok(()) => joined.push(grant.set),
+                Err(reason) => failed.push((grant.set, reason)),
+            }
+        }
+        self.session.granted(joined, failed);
+    }
+
+    fn start(&mut self, spec: VmSpec) {
+        let (ctx, events) = (self.ctx.clone(), self.to_events.clone());
+        let vm = spec.vm;
+        self.vms.insert(vm, Vm { spec: spec.clone(), incoming: None, pipe: None });
+        self.runtime.spawn(async move {
+            let result = incoming::start(&ctx, &spec).await;
+            if let Err(crossbeam_channel::SendError(Event::Started { result: Ok((incoming, _)), .. })) =
+                events.send(Event::Started { vm, result })
+            {
+                incoming.kill().await;
+            }
+        });
+    }
+
+    /// A vote or a commit that is not on disk must not be acted upon: the VM fails instead.
+    fn write_journal(&mut self, vm: u16, kind: TargetEntryKind) {
+        let Some(state) = self.vms.get(&vm) else { return };
+        let entry = Entry {
+            session: format_uuid(&self.about.peer.session),
+            uuid: format_uuid(&state.spec.uuid),
+            name: state.spec.name.clone(),
+            peer: self.about.peer.name.clone(),
+            entry: match kind {
+                TargetEntryKind::Vote => "vote",
+                TargetEntryKind::Committed => "committed",
+                TargetEntryKind::Aborted => "aborted",
+            }
+            .to_owned(),
+        };
+        match self.journal.append(&entry) {
+            Ok(()) => self.session.journaled(self.now(), vm, kind),
+            Err(error) => {
+                tracing::error!(vm = entry.name, "journal: {error}");
+                if kind != TargetEntryKind::Aborted {
+                    self.session.failed(vm, format!("the target's journal can't be written: {error}"));
+                }
+            }
+        }
+    }
+
+    fn resume(&mut self, vm: u16, cont: bool) {
+        let Some(mut incoming) = self.vms.get_mut(&vm).and_then(|state| state.incoming.take()) else {
+            return self.session.failed(vm, "the incoming QEMU is gone".to_owned());
+        };
+        if !cont {
+            if let Some(state) = self.vms.get_mut(&vm) {
+                state.incoming = Some(incoming);
+            }
+            return self.session.running(vm, 0);
+        }
+        let events = self.to_events.clone();
+        self.runtime.spawn(async move {
+            let result = incoming.resume().await;
+            let _ = events.send(Event::Resumed { vm, incoming, result });
+        });
+    }
+
+    /// Returns when the QEMU is gone, so that an abort in the journal is true.
+    fn kill(&mut self, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.pipe = None;
+        if let Some(incoming) = state.incoming.take() {
+            self.runtime.block_on(incoming.kill());
+        }
+    }
+
+    /// What runs here is left to run. What was voted for and not decided stays paused, and is named.
+    fn leave(mut self) {
+        let in_doubt: Vec<String> = self.session.in_doubt().map(|spec| spec.name.clone()).collect();
+        for name in in_doubt {
+            tracing::error!(vm = name, source = self.about.peer.name, "in doubt: paused here until its source decides");
+        }
+        for incoming in self.vms.drain().filter_map(|(_, state)| state.incoming) {
+            incoming.release();
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The work on a host that takes guests in.
+//!
+//! ```text
+//! control connection ─┐
+//! UDP threads ────────┼─► session thread (actor: core's TargetSession) ─► VM writers ─► incoming QEMUs
+//! data connection ────┘                  ▲                                                  │
+//!                                        └──────────────── return paths ────────────────────┘
+//! ```
+//!
+//! - [`data`]: hands data connections to their sessions
+//! - [`actor`]: the thread that feeds and drains the state machine
+//! - [`incoming`]: starts incoming QEMUs, lets them run, ends them
+//! - [`pipe`]: the two threads of each VM's migration socket
+
+mod actor;
+pub mod data;
+mod incoming;
+mod pipe;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmscatter_core::page::{DigestKey, MacKey};
+use vmscatter_core::session::SessionKeys;
+use vmscatter_core::wire::control::Message;
+
+use crate::agent::AgentContext;
+use crate::agent::control::ControlConnection;
+use actor::{Actor, Event, Session};
+
+/// A source says how the session is set up within this time of connecting.
+const OPEN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Serves a source's session until its connection ends and every VM that came here has found its end.
+pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
+    let ControlConnection { sender, mut receiver, peer } = connection;
+    let first = tokio::time::timeout(OPEN_DEADLINE, receiver.recv()).await;
+    let Ok(Ok(Some(Message::Open { mac_key, digest_key, target, own_set }))) = first else {
+        tracing::warn!(source = peer.name, "the session was not opened");
+        return;
+    };
+    let session = Session {
+        keys: SessionKeys { mac: MacKey::new(&mac_key), digest: DigestKey::new(&digest_key) },
+        target,
+        own_set,
+        peer: peer.clone(),
+        control: sender,
+    };
+    let (actor, events) = Actor::new(ctx.clone(), session, tokio::runtime::Handle::current());
+    let thread = tokio::task::spawn_blocking(move || actor.run());
+    let forward = async {
+        loop {
+            let event = match receiver.recv().await {
+                Ok(Some(message)) => Event::Control(message),
+                Ok(None) => Event::ControlLost("the source closed the connection".to_owned()),
+                Err(error) => Event::ControlLost(error.to_string()),
+            };
+            let lost = matches!(event, Event::ControlLost(_));
+            if events.send(event).is_err() || lost {
+                break;
+            }
+        }
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = forward => {}
+        ended = thread => {
+            if let Err(error) = ended {
+                tracing::error!(source = peer.name, "session thread broke: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The built binary from outside, as one test binary.
+
+mod agents;
+mod harness;
+mod input;
+mod jobs;

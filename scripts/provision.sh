@@ -1,0 +1,114 @@
+# Installs what the lab needs on Debian 12, Debian 13 and Ubuntu 24.04. To be sourced by bash from anywhere.
+#
+#   provision_qemu   the packages: QEMU, network tools, and what the build links with
+#   provision_lab    all of that, and a guest kernel unpacked below target/lab/kernel
+#
+# Each says nothing and changes nothing if all is there. They install with apt as root, else they name the command to
+# run and return 2.
+
+PROVISION_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PROVISION_CACHE=${VMSCATTER_LAB_CACHE:-$PROVISION_ROOT/target/lab}
+
+# One "file-or-command:package" a line. Only qemu-system-x86 is named of QEMU's packages: to name qemu-utils as well
+# fails where a newer one of it is installed.
+readonly PROVISION_PACKAGES='
+qemu-system-x86_64:qemu-system-x86
+cc:gcc
+/usr/lib/x86_64-linux-gnu/libc.a:libc6-dev
+ip:iproute2
+tc:iproute2
+nft:nftables
+mke2fs:e2fsprogs
+xz:xz-utils
+zstd:zstd'
+
+provision_qemu() { provision_packages "$PROVISION_PACKAGES"; }
+
+provision_lab() { provision_qemu && provision_kernel; }
+
+provision_has() {
+  case "$1" in
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
+  esac
+}
+
+# Installs the packages whose file or command is missing.
+provision_packages() {
+  local entry package missing=()
+  for entry in $1; do
+    package=${entry##*:}
+    provision_has "${entry%%:*}" || [[ " ${missing[*]-} " == *" $package "* ]] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  local install=(apt-get install -y --no-install-recommends "${missing[@]}")
+  if ! command -v apt-get >/dev/null; then
+    echo "provision: missing, and there is no apt here: ${missing[*]}" >&2
+    return 2
+  elif [ "$(id -u)" != 0 ]; then
+    echo "provision: run as root: apt-get update && ${install[*]}" >&2
+    return 2
+  fi
+  echo "provision: installing ${missing[*]}" >&2
+  provision_update && DEBIAN_FRONTEND=noninteractive "${install[@]}" </dev/null >&2 || return 2
+}
+
+# The lists may be stale, or never fetched. A third-party source that does not answer is no reason to stop.
+provision_update() {
+  [ -z "${PROVISION_UPDATED-}" ] || return 0
+  apt-get update >&2 || echo "provision: apt-get update had errors, going on with the lists there are" >&2
+  PROVISION_UPDATED=1
+}
+
+# Downloads a cloud kernel and unpacks it; nothing of it is installed.
+provision_kernel() {
+  local current=$PROVISION_CACHE/kernel/current
+  [ ! -e "$current/complete" ] || return 0
+  if [ "$(id -u)" = 0 ]; then provision_update; fi
+  local packages
+  packages=$(provision_kernel_packages)
+  if [ -z "$packages" ]; then
+    echo "provision: no kernel package for the guests in apt's lists; run as root: apt-get update" >&2
+    return 2
+  fi
+  local work
+  mkdir -p "$PROVISION_CACHE/kernel" && work=$(mktemp -d "$PROVISION_CACHE/kernel/new.XXXXXX") || return 2
+  echo "provision: downloading" $packages >&2
+  if (
+    set -e
+    cd "$work"
+    mkdir debs tree
+    # apt's own user can't write here, which apt mentions and goes on.
+    (cd debs && apt-get download $packages >/dev/null 2>../errors) || { cat errors >&2; exit 1; }
+    for deb in debs/*.deb; do dpkg-deb -x "$deb" tree; done
+    # Packages of distributions with a merged /usr have the modules there.
+    if [ ! -d tree/lib/modules ] && [ -d tree/usr/lib/modules ]; then ln -s usr/lib tree/lib; fi
+    find tree/ -name '*.ko.xz' -exec xz -dq {} +
+    find tree/ -name '*.ko.zst' -exec zstd -dq --rm {} +
+    compgen -G 'tree/boot/vmlinuz-*' >/dev/null
+    touch tree/complete
+  ); then
+    local name
+    name=$(basename "$(compgen -G "$work/tree/boot/vmlinuz-*" | head -n 1)")
+    rm -rf "${PROVISION_CACHE:?}/kernel/${name#vmlinuz-}"
+    mv "$work/tree" "$PROVISION_CACHE/kernel/${name#vmlinuz-}"
+    ln -sfn "${name#vmlinuz-}" "$current"
+    rm -rf "$work"
+  else
+    rm -rf "$work"
+    echo "provision: no guest kernel from $packages" >&2
+    return 2
+  fi
+}
+
+# The versioned packages behind the distribution's kernel for virtual machines: image, and modules where they are apart.
+provision_kernel_packages() {
+  local meta image
+  for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-kvm; do
+    image=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+    [ -n "$image" ] || continue
+    echo "$image"
+    apt-cache depends "$image" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-modules-[0-9]/ { print $2 }'
+    return
+  done
+}
