@@ -76,7 +76,9 @@ fn fleet(range: Range<u32>, records: u32) -> impl Iterator<Item = (Mac, PageAddr
 
 fn index(records: u32, threads: usize) -> Contents {
     let space = PageSpace::new(&vec![vec![(0, records / VMS)]; VMS as usize]).expect("within the limits");
-    let space_of_threads = &space;
+    let first_page = |vm| space.number(PageAddr { vm, block: 0, page: 0 }).expect("it is in the space");
+    let first_pages: Vec<u32> = (0..VMS as u16).map(first_page).collect();
+    let first_pages = &first_pages;
     let part = records / threads as u32;
     let ranges = (0..threads as u32).map(|thread| {
         thread * part..if thread + 1 == threads as u32 { records } else { (thread + 1) * part }
@@ -85,8 +87,7 @@ fn index(records: u32, threads: usize) -> Contents {
         let push = |range| {
             let (mut builder, mut runs) = (RunBuilder::new(), Vec::new());
             for (mac, addr) in fleet(range, records) {
-                let page = space_of_threads.number(addr).expect("it is in the space");
-                runs.extend(builder.push(mac, page));
+                runs.extend(builder.push(mac, first_pages[usize::from(addr.vm)] + addr.page));
             }
             runs.extend(builder.finish());
             runs

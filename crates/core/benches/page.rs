@@ -38,7 +38,7 @@ fn bench_page(criterion: &mut Criterion) {
                 pages.fold(0u8, |sum, page| sum ^ key.mac(page).0[0])
             })
         });
-        group.bench_function(BenchmarkId::from_parameter("bound: copy"), |bencher| {
+        group.bench_function(BenchmarkId::from_parameter("plain copy"), |bencher| {
             let mut copy = vec![0u8; 64 * PAGE_SIZE];
             bencher.iter(|| {
                 for chunk in black_box(&memory).chunks_exact(copy.len()) {

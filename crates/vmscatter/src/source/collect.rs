@@ -195,7 +195,7 @@ impl<'a> Reading<'a> {
     fn read_window(&self, window: &Window, reader: &mut Reader) -> io::Result<u64> {
         let source = self.sources[usize::from(window.first.vm)];
         let (block, start) = (window.first.block, window.first.page);
-        // Within a window numbers ascend as pages do.
+        // Within a block numbers ascend as pages do.
         let number = self.space.number(window.first).expect("a window's first page has a number");
         let mut nonzero = 0;
         for range in source.populated(block, start, window.pages)? {
