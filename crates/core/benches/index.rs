@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use vmscatter_core::index::{Contents, Records, RunBuilder};
+use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::page::{Mac, PageAddr};
 use vmscatter_core::placement::TargetId;
 use vmscatter_core::schedule::Schedule;
@@ -75,6 +75,8 @@ fn fleet(range: Range<u32>, records: u32) -> impl Iterator<Item = (Mac, PageAddr
 }
 
 fn index(records: u32, threads: usize) -> Contents {
+    let space = PageSpace::new(&vec![vec![(0, records / VMS)]; VMS as usize]).expect("within the limits");
+    let space_of_threads = &space;
     let part = records / threads as u32;
     let ranges = (0..threads as u32).map(|thread| {
         thread * part..if thread + 1 == threads as u32 { records } else { (thread + 1) * part }
@@ -83,7 +85,8 @@ fn index(records: u32, threads: usize) -> Contents {
         let push = |range| {
             let (mut builder, mut runs) = (RunBuilder::new(), Vec::new());
             for (mac, addr) in fleet(range, records) {
-                runs.extend(builder.push(mac, addr));
+                let page = space_of_threads.number(addr).expect("it is in the space");
+                runs.extend(builder.push(mac, page));
             }
             runs.extend(builder.finish());
             runs
@@ -91,14 +94,14 @@ fn index(records: u32, threads: usize) -> Contents {
         let workers: Vec<_> = ranges.map(|range| scope.spawn(move || push(range))).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
     });
-    let records = Mutex::new(Records::new(runs, Vec::new()));
+    let records = Mutex::new(Records::new(runs));
     let take = || records.lock().expect("no worker panics").take_shard();
     let groups = thread::scope(|scope| {
         let work = || std::iter::from_fn(take).map(|shard| shard.group()).collect::<Vec<_>>();
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
     });
-    Contents::from_groups(groups)
+    Contents::from_groups(space, groups)
 }
 
 /// The paper's structure, with full MACs as keys: a balanced tree, the pages of one content chained.

@@ -67,6 +67,16 @@ impl Assets {
     }
 }
 
+impl Assets {
+    /// A page of a file that every guest has in its page cache: of the kernel image's compressed part, so that it
+    /// stands nowhere else.
+    pub fn sample_page(&self) -> Result<Vec<u8>> {
+        let content = fs::read(&self.kernel)?;
+        let middle = content.len() / 2 / PAGE_SIZE as usize * PAGE_SIZE as usize;
+        Ok(content[middle..middle + PAGE_SIZE as usize].to_vec())
+    }
+}
+
 fn find(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(directory)
         .with_context(|| directory.display().to_string())?
@@ -177,7 +187,7 @@ fn make_file_system(staging: &Path, image: &Path) -> Result<()> {
     // Twice the content: room for inodes and for files that end within a block. The image is sparse.
     fs::File::create(image)?.set_len(2 * SHARED_BYTES)?;
     let output = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-b", "4096", "-d"])
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-b", "4096", "-d"])
         .arg(staging)
         .arg(image)
         .output()

@@ -10,7 +10,6 @@ use serde_json::json;
 use crate::guest::{Guest, Qemu};
 use crate::host::Host;
 use crate::progress::Progress;
-use crate::ram;
 use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
 use crate::weight;
 
@@ -105,10 +104,7 @@ fn migrate(
     if ended.data["status"] != "completed" {
         bail!("QEMU's migration {}", ended.data["status"]);
     }
-    let mut ram_equal = None;
-    if settings.compare_ram {
-        ram_equal = Some(ram::compare(source, &twin.qmp, settings.guest.accel)?.report(&guest.file.name));
-    }
+    let ram_equal = settings.while_held(&guest.file.name, source, &twin.qmp)?;
     twin.qmp.execute("cont", json!({}))?;
     let (stopped, resumed) = stop_and_resume(&guest.source, &twin, RESUME_TIMEOUT)?;
     Ok(Arrival { qemu: twin, stopped, resumed, digests_agree: true, ram_equal })

@@ -10,7 +10,7 @@ use crate::guest::{Accel, Guest, GuestFile, GuestOptions};
 use crate::host::Lab;
 use crate::progress::Progress;
 use crate::report::{Machine, Report};
-use crate::session::{Mode, Session, Settings};
+use crate::session::{Damage, Mode, Session, Settings};
 
 /// A guest that KVM runs is ready in a second or two; one on broken nested virtualisation may never be.
 const KVM_BOOT_LIMIT: Duration = Duration::from_secs(20);
@@ -42,6 +42,38 @@ pub fn run(options: &DemoOptions) -> Result<Report> {
         report.write(path).with_context(|| path.display().to_string())?;
     }
     Ok(report)
+}
+
+/// Moves guests in each mode and compares all their RAM; then again with one flipped bit in one guest, which must be
+/// found in that guest and in no other. Returns what went wrong, nothing if all is well.
+pub fn end_to_end(mut settings: Settings, modes: &[Mode]) -> Result<Vec<String>> {
+    let progress = Progress::default();
+    let assets = Assets::prepare()?;
+    let mut wrong = Vec::new();
+    for &mode in modes {
+        for damaged in [false, true] {
+            settings.compare_ram = !damaged;
+            let damage = Damage { guest: "vm1".to_owned(), page: assets.sample_page()? };
+            settings.damage = damaged.then_some(damage);
+            let run = Session::boot(&settings, &assets, &progress)?.run(mode, &settings, &progress)?;
+            for guest in &run.guests {
+                let expected = !(damaged && guest.name == "vm1");
+                if guest.verified != expected || !guest.running {
+                    wrong.push(format!(
+                        "{}{}, {}: verified {}, running {}: {}",
+                        mode.name(),
+                        if damaged { " with a flipped bit in vm1" } else { "" },
+                        guest.name,
+                        guest.verified,
+                        guest.running,
+                        guest.problem.as_deref().unwrap_or("no problem was seen")
+                    ));
+                }
+            }
+        }
+    }
+    progress.finish();
+    Ok(wrong)
 }
 
 /// KVM if a guest really boots with it, else TCG.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -282,12 +283,29 @@ impl Guest {
 ///
 /// Under TCG, QEMU before 9.0 forgets pages that a guest dirties while it migrates: clearing the dirty bitmap by whole
 /// words does not reset the translator's TLB, so later stores pass unmarked ("physmem: Fix migration dirty bitmap
-/// coherency with TCG memory access", March 2024; not in Debian 12's 7.2). In an off-the-shelf run of six guests, each
-/// then had some 10 to 30 pages that differed at the target, and nearly all their kernels panicked. A block that is no
-/// multiple of 64 pages is synchronised page by page, which does reset the TLB; hence 8 KiB more.
+/// coherency with TCG memory access", March 2024; not in Debian 12's 7.2). In off-the-shelf runs of six guests each had
+/// some 10 to 30 pages that differed at the target, and nearly all their kernels panicked. A block that is no multiple of
+/// 64 pages is synchronised page by page, which does reset the TLB; hence 8 KiB more. The price is a pause of the guest
+/// at the first synchronisation, in every mode alike.
 fn memory_size(options: &GuestOptions) -> String {
-    let extra_kib = if options.accel == Accel::Tcg { 8 } else { 0 };
-    format!("{}k", u64::from(options.memory_mib) * 1024 + extra_kib)
+    let forgets = options.accel == Accel::Tcg && qemu_major() < 9;
+    format!("{}k", u64::from(options.memory_mib) * 1024 + if forgets { 8 } else { 0 })
+}
+
+/// What `qemu-system-x86_64 --version` says first, or nothing if it can't be run.
+pub fn qemu_version() -> String {
+    let output = Command::new(QEMU).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).lines().next().unwrap_or_default().to_owned()
+}
+
+/// QEMU's major version; 0, the most careful answer, if it is not understood.
+fn qemu_major() -> u32 {
+    static MAJOR: OnceLock<u32> = OnceLock::new();
+    *MAJOR.get_or_init(|| {
+        let version = qemu_version();
+        let number = version.split_once("version ").and_then(|(_, rest)| rest.split('.').next());
+        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    })
 }
 
 /// The value of `name=` in a guest's line.

@@ -3,7 +3,7 @@
 //! Exit codes: 0 every guest was verified and runs; 1 one is not, or the run failed; 2 an option is wrong, before
 //! anything has started; 128 + n ended by signal n.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     /// Boot guests, move them in each mode, print one table
     Demo(DemoArguments),
+    /// Move guests in each mode and compare all RAM; then see that one flipped bit is found
+    EndToEnd(EndToEndArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -41,7 +43,7 @@ struct DemoArguments {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
     memory: u32,
     /// Rate of every link, in tc's notation
-    #[arg(long, default_value = "1gbit")]
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
     rate: String,
     /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
     #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
@@ -66,6 +68,19 @@ struct DemoArguments {
     vmscatter: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct EndToEndArguments {
+    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
+    #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
+    modes: Vec<Mode>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -76,9 +91,11 @@ enum AccelChoice {
     Kvm,
 }
 
+/// Guests and target hosts of `end-to-end`: enough that contents go to two hosts, and one host has two guests.
+const END_TO_END: (usize, usize) = (3, 2);
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command {
+    match Cli::parse().command {
         Command::Clean => match state::remove_dead() {
             Ok(count) => {
                 println!("removed what {count} dead labs had left");
@@ -86,14 +103,35 @@ fn main() -> ExitCode {
             }
             Err(error) => failed(&error, 1),
         },
-        Command::Demo(arguments) => match arguments.check() {
+        Command::Demo(arguments) => {
+            match check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref()) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::EndToEnd(arguments) => match check(&arguments.modes, arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
-            Ok(vmscatter) => match arguments.run(vmscatter) {
-                Ok(true) => ExitCode::SUCCESS,
-                Ok(false) => ExitCode::from(1),
-                Err(error) => failed(&error, 1),
-            },
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
+    }
+}
+
+fn parse_rate(text: &str) -> Result<String, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    let known = ["bit", "kbit", "mbit", "gbit"].contains(&unit);
+    match number.parse::<f64>() {
+        Ok(rate) if known && rate > 0.0 && rate.is_finite() => Ok(text.to_owned()),
+        _ => Err("a rate is a number with bit, kbit, mbit or gbit, such as 1gbit".to_owned()),
+    }
+}
+
+fn ended(result: Result<bool>) -> ExitCode {
+    state::wait_if_ending();
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => failed(&error, 1),
     }
 }
 
@@ -102,45 +140,72 @@ fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-impl DemoArguments {
-    /// Finds what can be wrong before anything has started; returns the vmscatter program.
-    fn check(&self) -> Result<PathBuf> {
-        ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root");
-        ensure!(!self.modes.is_empty(), "--modes is empty");
-        if let Some(directory) = self.json.as_deref().and_then(|path| path.parent()) {
-            let directory = if directory.as_os_str().is_empty() { ".".as_ref() } else { directory };
-            ensure!(directory.is_dir(), "--json: {} is not a directory", directory.display());
-        }
-        let beside = std::env::current_exe()?.with_file_name("vmscatter");
-        let vmscatter = self.vmscatter.clone().unwrap_or(beside);
-        if let Some(mode) = self.modes.iter().find(|mode| mode.needs_vmscatter()) {
-            ensure!(vmscatter.is_file(), "mode {} needs {}", mode.name(), vmscatter.display());
-        }
-        Ok(vmscatter)
+/// Finds what can be wrong before anything has started; returns the vmscatter program.
+fn check(modes: &[Mode], vmscatter: Option<PathBuf>, json: Option<&Path>) -> Result<PathBuf> {
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root");
+    ensure!(!modes.is_empty(), "--modes is empty");
+    if let Some(directory) = json.and_then(Path::parent) {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        ensure!(directory.is_dir(), "--json: {} is not a directory", directory.display());
     }
+    let beside = std::env::current_exe()?.with_file_name("vmscatter");
+    let vmscatter = vmscatter.unwrap_or(beside);
+    if let Some(mode) = modes.iter().find(|mode| mode.needs_vmscatter()) {
+        ensure!(vmscatter.is_file(), "mode {} needs {}", mode.name(), vmscatter.display());
+    }
+    Ok(vmscatter)
+}
 
+impl AccelChoice {
+    fn resolve(self, memory_mib: u32) -> Result<Accel> {
+        match self {
+            Self::Tcg => Ok(Accel::Tcg),
+            Self::Kvm => Ok(Accel::Kvm),
+            Self::Auto => demo::detect_accel(memory_mib),
+        }
+    }
+}
+
+impl DemoArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
-        let accel = match self.accel {
-            AccelChoice::Tcg => Accel::Tcg,
-            AccelChoice::Kvm => Accel::Kvm,
-            AccelChoice::Auto => demo::detect_accel(self.memory)?,
-        };
         let settings = Settings {
             guests: self.guests.into(),
             hosts: self.hosts.into(),
             rate: self.rate,
             guest: GuestOptions {
                 memory_mib: self.memory,
-                accel,
+                accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
             },
             compare_ram: self.compare_ram,
+            damage: None,
             vmscatter,
         };
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
         Ok(report.is_good())
+    }
+}
+
+impl EndToEndArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions::default();
+        let settings = Settings {
+            guests: END_TO_END.0,
+            hosts: END_TO_END.1,
+            rate: "1gbit".to_owned(),
+            guest: GuestOptions { accel: self.accel.resolve(guest.memory_mib)?, ..guest },
+            compare_ram: true,
+            damage: None,
+            vmscatter,
+        };
+        let wrong = demo::end_to_end(settings, &self.modes)?;
+        for line in &wrong {
+            println!("{line}");
+        }
+        Ok(wrong.is_empty())
     }
 }

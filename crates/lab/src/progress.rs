@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::state;
+
 /// Progress on stderr.
 #[derive(Debug)]
 pub struct Progress {
@@ -34,6 +36,7 @@ impl Progress {
                 bar.set_message("");
                 bar.set_prefix(text.to_owned());
             }
+            None if state::is_ending() => {}
             None => eprintln!("[{:6.1} s] {text}", self.started.elapsed().as_secs_f64()),
         }
     }
@@ -42,6 +45,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
+            None if state::is_ending() => {}
             None => eprintln!("[{:6.1} s]   {text}", self.started.elapsed().as_secs_f64()),
         }
     }

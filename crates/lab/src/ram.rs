@@ -64,6 +64,26 @@ pub fn compare(source: &Qmp, target: &Qmp, accel: Accel) -> Result<Comparison> {
     Ok(comparison)
 }
 
+/// Flips one bit in each page of pc.ram that holds exactly `content`; returns how many there were. QEMU must be stopped.
+/// For tests that damage must not go unnoticed.
+pub fn flip_bit_of(qmp: &Qmp, content: &[u8]) -> Result<usize> {
+    let blocks = blocks(qmp)?;
+    let ram = blocks.iter().find(|block| block.name == "pc.ram").context("no pc.ram")?;
+    let address = ram.address.context("the address of pc.ram is not known")?;
+    let path = format!("/proc/{}/mem", qmp.pid());
+    let memory = File::options().read(true).write(true).open(&path).context(path)?;
+    let mut page = vec![0; PAGE_SIZE];
+    let mut flipped = 0;
+    for offset in (0..ram.bytes).step_by(PAGE_SIZE) {
+        memory.read_exact_at(&mut page, address + offset)?;
+        if page == content {
+            memory.write_all_at(&[page[PAGE_SIZE / 2] ^ 1], address + offset + PAGE_SIZE as u64 / 2)?;
+            flipped += 1;
+        }
+    }
+    Ok(flipped)
+}
+
 fn memory(qmp: &Qmp) -> Result<File> {
     let path = format!("/proc/{}/mem", qmp.pid());
     File::open(&path).context(path)

@@ -1,13 +1,12 @@
 //! Results: JSON for machines, a table with the ratios to off-the-shelf for people.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::guest::{Accel, QEMU};
+use crate::guest::{Accel, qemu_version};
 use crate::session::Mode;
 
 /// Downtime and tick gap may differ by this much before the output says so.
@@ -140,14 +139,11 @@ impl Machine {
     pub fn this(accel: Accel) -> Self {
         let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu_info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let version =
-            Command::new(QEMU).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
-        let version = String::from_utf8_lossy(&version);
         Self {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             cpu_model: model.map_or_else(String::new, |(_, model)| model.to_owned()),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-            qemu: version.lines().next().unwrap_or_default().to_owned(),
+            qemu: qemu_version(),
             accel,
         }
     }
@@ -173,10 +169,10 @@ impl Report {
             "mode",
             "total time",
             "transferred",
-            "network traffic",
-            "downtime min / avg / max",
-            "longest tick gap",
-            "guests good",
+            "traffic",
+            "downtime min/avg/max",
+            "tick gap",
+            "good",
         ]);
         for run in &self.runs {
             table.add_row(run.cells(baseline.filter(|baseline| baseline.mode != run.mode)));
@@ -192,7 +188,8 @@ impl Report {
         );
         if let Some(run) = self.runs.first() {
             text += &format!(
-                "{} guests of {} MiB, {} target hosts, links of {}; percentages are against off-the-shelf.\n",
+                "{} guests of {} MiB, {} target hosts, links of {}; percentages are against off-the-shelf.\n\
+                 Tick gap: the longest time without a tick of any guest. Good: verified and running.\n",
                 run.guest_count, run.memory_mib, run.host_count, run.rate
             );
         }
@@ -205,18 +202,24 @@ impl Report {
             text.push_str("Guests were held while their RAM was compared: downtimes are not comparable.\n");
         }
         for run in &self.runs {
+            let mode = run.mode.name();
             for guest in &run.guests {
-                let (mode, name) = (run.mode.name(), &guest.name);
                 if let Some(problem) = &guest.problem {
-                    text.push_str(&format!("{mode}, {name} to {}: {problem}\n", guest.target));
+                    text.push_str(&format!("{mode}, {} to {}: {problem}\n", guest.name, guest.target));
                 }
-                if (guest.tick_gap_ms - guest.downtime_ms).abs() > GAP_TOLERANCE_MS {
-                    text.push_str(&format!(
-                        "{mode}, {name}: longest tick gap {:.0} ms, downtime {:.0} ms: more than {GAP_TOLERANCE_MS:.0} ms \
-                         apart\n",
-                        guest.tick_gap_ms, guest.downtime_ms
-                    ));
-                }
+            }
+            let apart = run
+                .guests
+                .iter()
+                .filter(|guest| (guest.tick_gap_ms - guest.downtime_ms).abs() > GAP_TOLERANCE_MS);
+            let apart: Vec<String> = apart
+                .map(|guest| format!("{} {:.0} / {:.0}", guest.name, guest.tick_gap_ms, guest.downtime_ms))
+                .collect();
+            if !apart.is_empty() {
+                text.push_str(&format!(
+                    "{mode}: longest tick gap and downtime more than {GAP_TOLERANCE_MS:.0} ms apart (ms): {}\n",
+                    apart.join(", ")
+                ));
             }
         }
     }
@@ -247,7 +250,7 @@ impl Run {
             ),
             format!("{:.1} MB{}", traffic / 1e6, against(traffic, |run| run.network_traffic_bytes as f64)),
             format!(
-                "{} / {} / {} ms{}{mark}",
+                "{}/{}/{} ms{}{mark}",
                 ms(downtime.min),
                 ms(downtime.avg),
                 ms(downtime.max),

@@ -16,11 +16,14 @@ use serde::{Deserialize, Serialize};
 use crate::guest::{Guest, QEMU, Qemu};
 use crate::host::{Host, Lab};
 use crate::progress::Progress;
-use crate::ram;
 use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
 
 const PORT: u16 = 7940;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// As much as the slowest links that make sense here need.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Lines of each agent's log that an error shows.
+const LOG_LINES: usize = 10;
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the lab looks for what an agent makes: sockets of a twin, marks of a held guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -62,6 +65,7 @@ struct Outcome {
 struct GuestOutcome {
     name: String,
     status: String,
+    reason: Option<String>,
     verified: bool,
 }
 
@@ -155,7 +159,7 @@ impl Agents {
         settings: &Settings,
         progress: &Progress,
     ) -> Result<Vec<Result<Arrival>>> {
-        let hold = settings.compare_ram.then(|| self.directory.join("hold"));
+        let hold = settings.holds().then(|| self.directory.join("hold"));
         let mut command = self.migrate_command(session, mode, settings, hold.as_deref())?;
         let ended = AtomicBool::new(false);
         let (output, watched) = thread::scope(|scope| {
@@ -169,8 +173,7 @@ impl Agents {
                     scope.spawn(move || watch(guest, host, hold, settings, ended, progress))
                 })
                 .collect();
-            let output =
-                session.lab.source.spawn(&mut command).and_then(|child| Ok(child.wait_with_output()?));
+            let output = self.run_command(&session.lab.source, &mut command);
             ended.store(true, Ordering::Relaxed);
             let watched: Vec<_> = watchers
                 .into_iter()
@@ -178,9 +181,33 @@ impl Agents {
                 .collect();
             (output, watched)
         });
-        let outcome = parse(&output?)?;
+        let outcome = output.and_then(|output| parse(&output)).map_err(|error| {
+            let logs = std::iter::once(&session.lab.source).chain(&session.lab.targets).map(last_of_log);
+            error.context(format!("the agents' last words:\n{}", logs.collect::<String>()))
+        })?;
         let arrivals = session.guests.iter().zip(watched);
         Ok(arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect())
+    }
+
+    /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.
+    fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
+        let paths = ["migrate.out", "migrate.err"].map(|name| self.directory.join(name));
+        command.stdin(Stdio::null()).stdout(File::create(&paths[0])?).stderr(File::create(&paths[1])?);
+        let mut child = host.spawn(command)?;
+        let since = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if since.elapsed() > MIGRATE_TIMEOUT {
+                child.kill()?;
+                child.wait()?;
+                let stderr = fs::read_to_string(&paths[1]).unwrap_or_default();
+                bail!("vmscatter migrate did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
+            }
+            thread::sleep(LOOK_INTERVAL);
+        };
+        Ok(Output { status, stdout: fs::read(&paths[0])?, stderr: fs::read(&paths[1])? })
     }
 
     fn migrate_command(
@@ -206,9 +233,15 @@ impl Agents {
             fs::create_dir_all(hold)?;
             command.arg("--hold-before-cont").arg(hold);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
     }
+}
+
+/// The end of what a host's agent has logged.
+fn last_of_log(host: &Host) -> String {
+    let log = fs::read_to_string(host.run_dir.join("agent.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    format!("{}: {}\n", host.name, lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  "))
 }
 
 fn socket(host: &Host) -> PathBuf {
@@ -238,7 +271,8 @@ impl Outcome {
         let name = &guest.file.name;
         let told = self.guests.iter().find(|told| told.name == *name);
         let told = told.with_context(|| format!("vmscatter's report does not name {name}"))?;
-        ensure!(told.status == "running", "vmscatter reports status {:?}", told.status);
+        let reason = told.reason.as_deref().unwrap_or("no reason given");
+        ensure!(told.status == "running", "vmscatter reports status {:?}: {reason}", told.status);
         let (qemu, ram_equal) = watched?;
         let (stopped, resumed) = stop_and_resume(&guest.source, &qemu, RESUME_TIMEOUT)?;
         Ok(Arrival { qemu, stopped, resumed, digests_agree: told.verified, ram_equal })
@@ -264,10 +298,10 @@ fn watch(
     if let Some(hold) = hold {
         until(ended, || hold.join(format!("{name}.held")).exists())
             .with_context(|| format!("{name} was not held"))?;
-        let compared = ram::compare(&guest.source.qmp, &qemu.qmp, settings.guest.accel);
+        let compared = settings.while_held(name, &guest.source.qmp, &qemu.qmp);
         // Let go whatever the comparison says: the guest must go on.
         File::create(hold.join(format!("{name}.go")))?;
-        ram_equal = Some(compared?.report(name));
+        ram_equal = compared?;
     }
     until(ended, || qemu.qmp.last_event("RESUME").is_some())
         .with_context(|| format!("{name} did not resume"))?;

@@ -9,8 +9,9 @@ use crate::assets::{Assets, SHARED_BYTES};
 use crate::guest::{Guest, GuestFile, GuestOptions, Qemu, fact};
 use crate::host::{Host, Lab};
 use crate::progress::Progress;
+use crate::qmp::Qmp;
 use crate::report::{Downtime, GuestRow, Run};
-use crate::{baseline, scatter, serial};
+use crate::{baseline, ram, scatter, serial, weight};
 
 /// Ticks seen at the target before a guest counts as running there, and how long they may take.
 const TICKS_TO_SEE: usize = 25;
@@ -82,8 +83,40 @@ pub struct Settings {
     pub guest: GuestOptions,
     /// Compare all RAM before a guest goes on at its target. Its downtime then says nothing.
     pub compare_ram: bool,
+    /// Damage done to a guest at its target before it goes on, to see that it is found.
+    pub damage: Option<Damage>,
     /// The vmscatter program.
     pub vmscatter: std::path::PathBuf,
+}
+
+/// One flipped bit in one guest.
+#[derive(Debug, Clone)]
+pub struct Damage {
+    /// The guest's name.
+    pub guest: String,
+    /// Content of the page to damage, which the guest must hold.
+    pub page: Vec<u8>,
+}
+
+impl Settings {
+    /// Whether guests are held at the target before they go on.
+    pub fn holds(&self) -> bool {
+        self.compare_ram || self.damage.is_some()
+    }
+
+    /// What is done with a guest that is stopped at the source, loaded at the target and not yet running: whether all
+    /// RAM is equal, None if that was not asked for.
+    pub(crate) fn while_held(&self, guest: &str, source: &Qmp, target: &Qmp) -> Result<Option<bool>> {
+        let mut equal = None;
+        if self.compare_ram {
+            equal = Some(ram::compare(source, target, self.guest.accel)?.report(guest));
+        }
+        if let Some(damage) = self.damage.as_ref().filter(|damage| damage.guest == guest) {
+            let flipped = ram::flip_bit_of(target, &damage.page)?;
+            ensure!(flipped > 0, "{guest} does not hold the page to damage");
+        }
+        Ok(equal)
+    }
 }
 
 /// A lab with booted guests on its source host.
@@ -159,6 +192,8 @@ impl Session {
     }
 
     /// Moves all guests and measures. The guests' QEMUs end with the session.
+    ///
+    /// An error if the run as a whole could not be done; a guest that fails alone is a row that says so.
     pub fn run(self, mode: Mode, settings: &Settings, progress: &Progress) -> Result<Run> {
         let drivers =
             mode.needs_vmscatter().then(|| scatter::Agents::start(&self.lab, settings)).transpose()?;
@@ -187,7 +222,7 @@ impl Session {
             guests: rows,
             rate: settings.rate.clone(),
             memory_mib: settings.guest.memory_mib,
-            downtime_comparable: !settings.compare_ram,
+            downtime_comparable: !settings.holds(),
             host_bytes: per_host,
         })
     }
@@ -239,6 +274,8 @@ fn check(guest: &Guest, arrival: &Result<Arrival>, target: &str, from: Instant, 
             return row;
         }
     };
+    // What was to be measured is over. Should this fail, the check takes longer.
+    let _ = weight::restore_vcpus(&arrival.qemu.qmp);
     let ticked = guest.serial.wait_ticks(1, TICKS_TO_SEE, TICKS_WITHIN);
     let checked = guest.check();
     let ticks = guest.serial.ticks();

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,12 @@ pub(crate) fn claim() -> Result<PathBuf> {
     let directory = directory(process::id());
     // A directory of this number without a living owner was removed just now; one of ours is from an earlier lab.
     remove(process::id());
-    fs::create_dir_all(&directory)?;
     let started = start_time(process::id()).context("this process is not in /proc")?;
-    fs::write(directory.join("owner"), started.to_string())?;
+    // Renamed when complete, for another lab takes a directory without an owner for a dead one.
+    let new = Path::new(ROOT).join(format!("new-{}", process::id()));
+    fs::create_dir_all(&new)?;
+    fs::write(new.join("owner"), started.to_string())?;
+    fs::rename(&new, &directory).context("the lab's directory")?;
     Ok(directory)
 }
 
@@ -151,6 +154,21 @@ fn restore_autogroup() {
     }
 }
 
+/// A signal has come and its thread cleans up.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal is ending the process: what fails from then on fails because of that.
+pub fn is_ending() -> bool {
+    ENDING.load(Ordering::Relaxed)
+}
+
+/// Leaves the end of the process to the clean-up of a signal, if one has come.
+pub fn wait_if_ending() {
+    while is_ending() {
+        thread::park();
+    }
+}
+
 /// Where the signal handler writes the number of the signal.
 static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 
@@ -169,6 +187,7 @@ pub fn clean_up_on_signals() -> Result<()> {
     thread::spawn(move || {
         let mut byte = [0];
         while nix::unistd::read(&reader, &mut byte).unwrap_or(0) != 1 {}
+        ENDING.store(true, Ordering::Relaxed);
         eprintln!("\nlab: ended by a signal, cleaning up");
         remove(process::id());
         process::exit(128 + i32::from(byte[0]));

@@ -19,11 +19,20 @@ const VCPU_NICE: i32 = 19;
 
 /// Gives all vCPU threads of a QEMU their low weight.
 pub fn lower_vcpus(qmp: &Qmp) -> Result<()> {
+    set_vcpus(qmp, VCPU_NICE)
+}
+
+/// Gives them the weight of any other thread again, for work that is not measured.
+pub fn restore_vcpus(qmp: &Qmp) -> Result<()> {
+    set_vcpus(qmp, 0)
+}
+
+fn set_vcpus(qmp: &Qmp, nice: i32) -> Result<()> {
     let vcpus = qmp.execute("query-cpus-fast", json!({}))?;
     for vcpu in vcpus.as_array().context("query-cpus-fast: no list")? {
         let thread = vcpu["thread-id"].as_u64().context("query-cpus-fast: no thread-id")?;
         // SAFETY: no pointers. On Linux PRIO_PROCESS with a thread's id sets that thread's nice value.
-        let result = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, thread as u32, VCPU_NICE) };
+        let result = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, thread as u32, nice) };
         if result != 0 {
             return Err(io::Error::last_os_error()).with_context(|| format!("nice of vCPU thread {thread}"));
         }

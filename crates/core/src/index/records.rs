@@ -1,54 +1,56 @@
 //! Records of pages: pushed by the threads that read guests' memory, dealt into shards, grouped by content.
 
-use crate::page::{Mac, PageAddr};
+use super::PageSpace;
+use crate::page::Mac;
 
 /// Shards: one for each first byte of a MAC.
 pub const SHARDS: usize = 256;
-/// Records of one [`Run`] at most: 1.5 MiB, so that dealing it stays within a core's cache.
+/// Records of one [`Run`] at most: 1.25 MiB, so that dealing it stays within a core's cache.
 pub const RUN_RECORDS: usize = 65_536;
 /// After how many shards the runs' memory is given back: rarely enough to be cheap, often enough that what is
 /// kept too long is below 2 % of the records.
 const SHARDS_PER_RELEASE: usize = 4;
-/// Shards beyond this are sorted without a second buffer, which takes longer: 48 MiB. A shard grows beyond it
+/// Shards beyond this are sorted without a second buffer, which takes longer: 40 MiB. A shard grows beyond it
 /// with 2 TiB of guest memory, or when one content fills 8 GiB.
 const SHARD_DEAL_MAX: usize = 2 << 20;
 /// Buckets within a shard, at most; where each ends must stay within a core's cache.
 const BUCKETS_LOG2_MAX: u32 = 14;
 
-/// One non-zero page. In this order: equal contents stand together, each with its addresses ascending.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// One non-zero page, in 20 bytes.
+#[derive(Clone, Copy, Default)]
 struct Record {
-    mac_high: u64,
-    mac_low: u64,
-    addr: u64,
+    /// The MAC as a number, its least 32 bits first.
+    mac: [u32; 4],
+    /// The page's number in the [`PageSpace`].
+    page: u32,
 }
 
 impl Record {
-    fn new(mac: Mac, addr: PageAddr) -> Self {
+    fn new(mac: Mac, page: u32) -> Self {
         let mac = u128::from_be_bytes(mac.0);
-        Record { mac_high: (mac >> 64) as u64, mac_low: mac as u64, addr: pack(addr) }
+        Record { mac: [0, 32, 64, 96].map(|shift| (mac >> shift) as u32), page }
+    }
+
+    fn high(&self) -> u64 {
+        (u64::from(self.mac[3]) << 32) | u64::from(self.mac[2])
+    }
+
+    fn low(&self) -> u64 {
+        (u64::from(self.mac[1]) << 32) | u64::from(self.mac[0])
     }
 
     fn mac(&self) -> Mac {
-        Mac(((u128::from(self.mac_high) << 64) | u128::from(self.mac_low)).to_be_bytes())
+        Mac(((u128::from(self.high()) << 64) | u128::from(self.low())).to_be_bytes())
     }
 
     fn shard(&self) -> usize {
-        (self.mac_high >> 56) as usize
+        (self.mac[3] >> 24) as usize
     }
 
-    fn same_content(&self, other: &Record) -> bool {
-        (self.mac_high, self.mac_low) == (other.mac_high, other.mac_low)
+    /// In this order equal contents stand together, each with its pages ascending.
+    fn key(&self) -> (u64, u64, u32) {
+        (self.high(), self.low(), self.page)
     }
-}
-
-/// An address in 64 bits that sort as the address does.
-pub(super) fn pack(addr: PageAddr) -> u64 {
-    (u64::from(addr.vm) << 48) | (u64::from(addr.block) << 32) | u64::from(addr.page)
-}
-
-fn unpack(addr: u64) -> PageAddr {
-    PageAddr { vm: (addr >> 48) as u16, block: (addr >> 32) as u16, page: addr as u32 }
 }
 
 /// The records dealt into buckets, in a buffer of exactly their size, and where each bucket ends. Their order
@@ -82,9 +84,10 @@ impl RunBuilder {
         RunBuilder { records: Vec::with_capacity(RUN_RECORDS) }
     }
 
-    /// Notes a page that is not zero. Gives back a run when [`RUN_RECORDS`] are together.
-    pub fn push(&mut self, mac: Mac, addr: PageAddr) -> Option<Run> {
-        self.records.push(Record::new(mac, addr));
+    /// Notes a page that is not zero, by its number in the session's [`PageSpace`]. Gives back a run when
+    /// [`RUN_RECORDS`] are together.
+    pub fn push(&mut self, mac: Mac, page: u32) -> Option<Run> {
+        self.records.push(Record::new(mac, page));
         if self.records.len() < RUN_RECORDS { None } else { self.seal() }
     }
 
@@ -122,16 +125,23 @@ pub struct Records {
     runs: Vec<Run>,
     /// Shards not yet taken: these numbers from 0 up.
     left: usize,
-    /// VMs whose records don't count, ascending.
-    excluded: Vec<u16>,
 }
 
 impl Records {
-    /// All runs of all threads, without the records of the VMs `excluded` (those that could not be read to
-    /// the end).
-    pub fn new(runs: Vec<Run>, mut excluded: Vec<u16>) -> Self {
-        excluded.sort_unstable();
-        Records { runs, left: SHARDS, excluded }
+    /// All runs of all threads.
+    pub fn new(runs: Vec<Run>) -> Self {
+        Records { runs, left: SHARDS }
+    }
+
+    /// Takes out the records of the VMs `failed`: those that could not be read to the end.
+    pub fn exclude(&mut self, space: &PageSpace, failed: &[u16]) {
+        for run in &mut self.runs {
+            run.records.retain(|record| !failed.contains(&space.addr(record.page).vm));
+            // The records are still in the order of their shards.
+            for (shard, end) in run.ends.iter_mut().enumerate() {
+                *end = run.records.partition_point(|record| record.shard() <= shard) as u32;
+            }
+        }
     }
 
     /// Moves the next shard out, until `None`. Its memory is given back by the runs.
@@ -149,9 +159,6 @@ impl Records {
                 run.records.shrink_to_fit();
             }
         }
-        if !self.excluded.is_empty() {
-            records.retain(|record| self.excluded.binary_search(&unpack(record.addr).vm).is_err());
-        }
         Some(Shard { number: number as u8, records })
     }
 }
@@ -168,13 +175,13 @@ impl Shard {
     fn sort(&mut self) {
         let buckets_log2 = (self.records.len() / 8).checked_ilog2().unwrap_or(0).min(BUCKETS_LOG2_MAX);
         if buckets_log2 == 0 || self.records.len() > SHARD_DEAL_MAX {
-            return self.records.sort_unstable();
+            return self.records.sort_unstable_by_key(Record::key);
         }
-        let bucket = |record: &Record| ((record.mac_high << 8) >> (64 - buckets_log2)) as usize;
+        let bucket = |record: &Record| ((record.mac[3] << 8) >> (32 - buckets_log2)) as usize;
         let (mut dealt, ends) = deal(&self.records, 1 << buckets_log2, bucket);
         let mut start = 0;
         for end in ends {
-            dealt[start..end as usize].sort_unstable();
+            dealt[start..end as usize].sort_unstable_by_key(Record::key);
             start = end as usize;
         }
         self.records = dealt;
@@ -183,13 +190,13 @@ impl Shard {
     /// Finds the contents that stand more than once.
     pub fn group(mut self) -> Group {
         self.sort();
-        // First address, and where its content's records begin.
-        let mut heads: Vec<(u64, u32, u32)> = Vec::new();
-        let (mut at, mut addr_count) = (0, 0);
-        for same in self.records.chunk_by(Record::same_content) {
+        // First page, and where its content's records begin and how many they are.
+        let mut heads: Vec<(u32, u32, u32)> = Vec::new();
+        let (mut at, mut page_count) = (0, 0);
+        for same in self.records.chunk_by(|a, b| a.mac == b.mac) {
             if same.len() > 1 {
-                heads.push((same[0].addr, at as u32, same.len() as u32));
-                addr_count += same.len();
+                heads.push((same[0].page, at as u32, same.len() as u32));
+                page_count += same.len();
             }
             at += same.len();
         }
@@ -198,24 +205,25 @@ impl Shard {
             shard: self.number,
             macs: Vec::with_capacity(heads.len()),
             ends: Vec::with_capacity(heads.len()),
-            addrs: Vec::with_capacity(addr_count),
+            pages: Vec::with_capacity(page_count),
         };
         for (_, start, count) in heads {
             let same = &self.records[start as usize..][..count as usize];
             group.macs.push(same[0].mac());
-            group.addrs.extend(same.iter().map(|record| unpack(record.addr)));
-            group.ends.push(group.addrs.len() as u32);
+            group.pages.extend(same.iter().map(|record| record.page));
+            group.ends.push(group.pages.len() as u32);
         }
         group
     }
 }
 
-/// The contents of one shard that stand more than once, in the order of their first addresses.
+/// The contents of one shard that stand more than once, in the order of their first pages.
 pub struct Group {
     /// The MACs' first byte.
     pub(super) shard: u8,
     pub(super) macs: Vec<Mac>,
-    /// Where each content's addresses end.
+    /// Where each content's pages end.
     pub(super) ends: Vec<u32>,
-    pub(super) addrs: Vec<PageAddr>,
+    /// Numbers in the [`PageSpace`].
+    pub(super) pages: Vec<u32>,
 }

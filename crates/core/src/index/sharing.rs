@@ -48,14 +48,14 @@ impl Sharing {
     pub fn of(contents: &Contents, vms: &[VmPages]) -> Self {
         let mut sharing = Sharing { vms: vec![VmSharing::default(); vms.len()], ..Sharing::default() };
         for (_, content) in contents.iter() {
-            let first = content.addrs[0].vm;
+            let first = content.first().vm;
             // Addresses ascend, so a content in one VM has it at both ends.
-            if content.addrs[content.addrs.len() - 1].vm == first {
+            if content.last().vm == first {
                 sharing.contents_within += 1;
-                sharing.vms[usize::from(first)].within += content.addrs.len() as u64;
+                sharing.vms[usize::from(first)].within += content.len() as u64;
             } else {
                 sharing.contents_across += 1;
-                for addr in content.addrs {
+                for addr in content.addrs() {
                     sharing.vms[usize::from(addr.vm)].across += 1;
                 }
             }

@@ -71,11 +71,11 @@ impl Reach {
     pub(super) fn of(content: Content<'_>, placement: &Placement) -> Self {
         let mut reach = Reach { targets: TargetSet::EMPTY, pages: 0, several_vms: false };
         let mut first: Option<PageAddr> = None;
-        for addr in content.addrs {
-            let Some(target) = target_of(*addr, placement) else { continue };
+        for addr in content.addrs() {
+            let Some(target) = target_of(addr, placement) else { continue };
             reach.targets.insert(target);
             reach.pages += 1;
-            reach.several_vms |= first.get_or_insert(*addr).vm != addr.vm;
+            reach.several_vms |= first.get_or_insert(addr).vm != addr.vm;
         }
         reach
     }

@@ -34,8 +34,9 @@ impl FramePart {
         contents: &'a Contents,
         placement: &'a Placement,
     ) -> impl Iterator<Item = PageAddr> + use<'a> {
-        let addrs = &contents.get(self.content).addrs[self.addrs.start as usize..self.addrs.end as usize];
-        addrs.iter().copied().filter(|addr| target_of(*addr, placement).is_some())
+        let content = contents.get(self.content);
+        let part = content.narrowed(self.addrs.start as usize..self.addrs.end as usize);
+        part.addrs().filter(|addr| target_of(*addr, placement).is_some())
     }
 }
 
@@ -61,7 +62,7 @@ impl Iterator for Frames<'_> {
         let mut parts = Vec::with_capacity(self.left.len().min(FRAME_PAGES_MAX));
         let mut room = FRAME_ADDRS_MAX;
         while let Some((content, rest)) = self.left.split_first().filter(|_| parts.len() < FRAME_PAGES_MAX) {
-            let end = self.contents.get(*content).addrs.len() as u32;
+            let end = self.contents.get(*content).len() as u32;
             let left = (end - self.split_at) as usize;
             let count = left.min(CONTENT_ADDRS_MAX);
             // A content that is cut costs its page once more, so it is cut no oftener than CONTENT_ADDRS_MAX

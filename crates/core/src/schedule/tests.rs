@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{Contents, Records, RunBuilder, VmPages};
+use crate::index::{Contents, PageSpace, Records, RunBuilder, VmPages};
 use crate::limits::{
     CONTENT_ADDRS_MAX, FRAME_ADDRS_MAX, FRAME_PAGES_MAX, SCHEDULE_SETS_MAX, SESSION_TARGETS_MAX,
 };
@@ -16,16 +16,18 @@ fn mac(content: u32) -> Mac {
 
 /// Contents of pages given as (VM, content); each VM's pages are numbered as they come.
 fn contents(pages: impl IntoIterator<Item = (u16, u32)>) -> Contents {
+    let space = PageSpace::new(&vec![vec![(0, 1 << 20)]; 16]).unwrap();
     let mut builder = RunBuilder::new();
     let mut runs = Vec::new();
     let mut next: BTreeMap<u16, u32> = BTreeMap::new();
     for (vm, content) in pages {
         let page = next.entry(vm).or_default();
-        runs.extend(builder.push(mac(content), PageAddr { vm, block: 0, page: *page }));
+        let number = space.number(PageAddr { vm, block: 0, page: *page }).unwrap();
+        runs.extend(builder.push(mac(content), number));
         *page += 1;
     }
     runs.extend(builder.finish());
-    Contents::from_records(Records::new(runs, Vec::new()))
+    Contents::from_records(space, Records::new(runs))
 }
 
 fn to(targets: &[i16]) -> Vec<Option<TargetId>> {
@@ -146,8 +148,8 @@ proptest! {
 
         let mut expected: BTreeMap<PageAddr, TargetSet> = BTreeMap::new();
         for (_, content) in contents.iter() {
-            let placed: Vec<(PageAddr, TargetId)> = content.addrs.iter()
-                .filter_map(|addr| Some((*addr, placement[usize::from(addr.vm)]?))).collect();
+            let placed: Vec<(PageAddr, TargetId)> = content.addrs()
+                .filter_map(|addr| Some((addr, placement[usize::from(addr.vm)]?))).collect();
             let targets: TargetSet = placed.iter().map(|(_, target)| *target).collect();
             if placed.len() > 1 {
                 expected.extend(placed.iter().map(|(addr, _)| (*addr, targets)));
@@ -162,13 +164,14 @@ proptest! {
             }
         }
         let classes = Classes::of(&contents, &counted, &placement);
-        prop_assert_eq!(classes.isvst.pages + classes.imvst.pages + classes.imvmt.pages, expected.len() as u64);
-        prop_assert_eq!(classes.isvst.contents + classes.imvst.contents + classes.imvmt.contents, schedule.contents());
+        let all = [classes.isvst, classes.imvst, classes.imvmt];
+        prop_assert_eq!(all.iter().map(|class| class.pages).sum::<u64>(), expected.len() as u64);
+        prop_assert_eq!(all.iter().map(|class| class.contents).sum::<u64>(), schedule.contents());
         let multicast = schedule.multicast().iter().map(|plan| plan.contents.len() as u64).sum::<u64>();
         prop_assert_eq!(classes.imvmt.contents, multicast);
         prop_assert_eq!(sent, expected);
         for plan in &schedule.sets {
-            let first = |id: &u32| contents.get(*id).addrs[0];
+            let first = |id: &u32| contents.get(*id).first();
             prop_assert!(plan.contents.is_sorted_by_key(first));
         }
     }

@@ -3,9 +3,10 @@
 //! [`WorstMember`] is built like BBR (Cardwell et al., ACM Queue 14(5), 2016): it looks at what arrives, not at the
 //! mere fact of loss. Per member it keeps the highest rate that has arrived of late; the lowest of these is the
 //! base. It doubles until the base stops growing, lets the queue drain, and then stays just below the base with a
-//! short probe above it now and then. A member that loses much more than usual, or whose queue stays long, counts
-//! only what arrived just now. Loss that is always there (a bad link) is not taken for congestion, and neither is its
-//! unevenness: one lost super-packet is forty datagrams.
+//! short probe above it now and then. A member that loses much more than usual counts only what arrived just now; one
+//! whose reports come late is not probed hard, and no more, since a busy host reports late however slowly it is sent
+//! to. Loss that is always there (a bad link) is not taken for congestion, and neither is its unevenness: one lost
+//! super-packet is forty datagrams.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -108,7 +109,7 @@ const STARTUP_LOSS: f32 = 0.20;
 const LOSS_EXCESS: f32 = 0.10;
 /// Usual loss beyond this is not made up for.
 const LOSS_USUAL_MAX: f32 = 0.10;
-/// Queueing delay that means congestion.
+/// Delay beyond which a member is not probed hard.
 const QUEUE_DELAY_MAX: Duration = Duration::from_millis(30);
 /// Samples over which the lowest loss is the usual one: those of two cycles.
 const LOSS_SAMPLES: usize = 50;
@@ -135,6 +136,14 @@ enum Phase {
     Cycle { round: u32, until: Time },
 }
 
+/// What a sample tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Congestion {
+    None,
+    Delay,
+    Loss,
+}
+
 /// What is known of one member.
 #[derive(Debug, Default)]
 struct Member {
@@ -156,8 +165,7 @@ impl Member {
         Some((best as f64 / f64::from(1.0 - self.usual_loss())) as u64)
     }
 
-    /// Returns whether there is congestion.
-    fn learn(&mut self, now: Time, sample: &Sample, is_startup: bool) -> bool {
+    fn learn(&mut self, now: Time, sample: &Sample, is_startup: bool) -> Congestion {
         let usual = self.usual_loss();
         self.losses.push_back(sample.loss);
         if self.losses.len() > LOSS_SAMPLES {
@@ -170,17 +178,17 @@ impl Member {
         let joined = self.partial.take().map_or(*sample, |partial| partial.joined(sample));
         if !is_startup && joined.span < SPAN {
             self.partial = Some(joined);
-            return false;
+            return Congestion::None;
         }
-        let excess = joined.loss - usual;
-        // A host that is late reports late too: that is not the path's queue.
-        let is_queue_long = joined.queue_delay > QUEUE_DELAY_MAX && !joined.is_limited();
-        let congested = is_queue_long || excess > if is_startup { STARTUP_LOSS } else { LOSS_EXCESS };
-        if congested {
+        if joined.loss - usual > if is_startup { STARTUP_LOSS } else { LOSS_EXCESS } {
             let floor = if joined.is_limited() { LIMITED_FALL * base.unwrap_or(0) as f64 } else { 0.0 };
             self.remember(now, joined.rate.max(floor as u64), CONGESTED_MEMORY);
+            Congestion::Loss
+        } else if joined.queue_delay > QUEUE_DELAY_MAX {
+            Congestion::Delay
+        } else {
+            Congestion::None
         }
-        congested
     }
 
     fn remember(&mut self, now: Time, rate: u64, memory: Duration) {
@@ -242,7 +250,7 @@ impl CongestionControl for WorstMember {
     fn on_sample(&mut self, now: Time, target: u16, sample: &Sample) {
         let is_startup = matches!(self.phase, Phase::Startup { .. });
         let congested = self.members.entry(target).or_default().learn(now, sample, is_startup);
-        self.cycle_congested |= congested;
+        self.cycle_congested |= congested != Congestion::None;
         let members = self.members.len() as u32;
         let base = self.base().unwrap_or(0);
         let Phase::Startup { base: before, stalls } = &mut self.phase else { return };
@@ -252,7 +260,7 @@ impl CongestionControl for WorstMember {
             // Also where the host is what limits the rate.
             *stalls += 1;
         }
-        if congested || *stalls >= STARTUP_STALLS * members {
+        if congested == Congestion::Loss || *stalls >= STARTUP_STALLS * members {
             self.end_startup(now);
         }
     }
@@ -375,5 +383,25 @@ mod tests {
             }
         }
         assert!(control.rate(now) > 115_000_000, "{}", control.rate(now));
+    }
+
+    /// A receiver short of CPU: everything arrives, every report is late.
+    #[test]
+    fn late_reporter_is_not_starved() {
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        for _ in 0..400 {
+            let rate = control.rate(now).min(110_000_000);
+            now = now + Duration::from_millis(30);
+            let sample = Sample {
+                rate,
+                loss: 0.0,
+                queue_delay: Duration::from_millis(80),
+                span: Duration::from_millis(30),
+                starved: false,
+                late: false,
+            };
+            control.on_sample(now, 0, &sample);
+        }
+        assert!(control.rate(now) > 100_000_000, "{}", control.rate(now));
     }
 }

@@ -1,6 +1,6 @@
 //! Step 2 of a session: all guests' RAM is read once, on several threads, and what is identical is found.
 //!
-//! Work is dealt in units of 16 MiB, in the order of VMs, blocks and pages, so that each thread reads large
+//! Work is dealt in windows of 16 MiB, in the order of VMs, blocks and pages, so that each thread reads large
 //! pieces one after the other. A chunk is copied out of the guest, stays in the core's cache, and is tested
 //! for zero and hashed there.
 
@@ -11,17 +11,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use thiserror::Error;
-use vmscatter_core::index::{Contents, Group, Records, Run, RunBuilder, VmPages};
-use vmscatter_core::limits::SESSION_VMS_MAX;
-use vmscatter_core::page::{MacKey, PAGE_SIZE, PageAddr, is_zero};
+use vmscatter_core::index::{
+    Contents, Group, PageSpace, PageSpaceError, Records, Run, RunBuilder, VmPages, Window,
+};
+use vmscatter_core::page::{MacKey, PAGE_SIZE, is_zero};
 
 #[cfg(test)]
 mod tests;
 
-/// Pages that a thread takes at a time: 16 MiB.
-const UNIT_PAGES: u32 = 4_096;
-/// Pages that are read at a time: 256 KiB, which stays in a core's second-level cache until it is hashed.
-const CHUNK_PAGES: u32 = 64;
+/// Pages that are read at a time: 1 MiB. Larger calls are cheaper where the guest has huge pages, as long as
+/// the chunk stays in the core's second-level cache until it is hashed.
+const CHUNK_PAGES: u32 = 256;
 
 /// A guest's RAM, as far as collecting needs it.
 pub trait PageSource: Send + Sync {
@@ -86,9 +86,9 @@ pub enum CollectError {
     /// [`CollectProgress::cancel`] was set.
     #[error("collecting was cancelled")]
     Cancelled,
-    /// The limit of a session is exceeded.
-    #[error("{0} VMs; a session has at most {SESSION_VMS_MAX}")]
-    TooManyVms(usize),
+    /// A limit of a session is exceeded.
+    #[error(transparent)]
+    Limit(#[from] PageSpaceError),
 }
 
 /// Reads all of `vms` on `threads` threads (at least one) and finds what is identical. A VM's number in
@@ -103,19 +103,21 @@ pub fn collect(
     threads: usize,
     progress: &CollectProgress,
 ) -> Result<Collected, CollectError> {
-    if vms.len() > SESSION_VMS_MAX {
-        return Err(CollectError::TooManyVms(vms.len()));
-    }
-    let reading = Reading::new(vms, key, progress);
-    progress.pages_total.store(reading.units.iter().map(|unit| u64::from(unit.count)).sum(), Relaxed);
-    let runs = on_threads(threads, || reading.work());
+    let blocks: Vec<_> = vms.iter().map(|vm| vm.blocks()).collect();
+    let space = PageSpace::new(&blocks)?;
+    let reading = Reading::new(vms, &space, key, progress);
+    progress.pages_total.store(reading.vms.iter().map(|vm| vm.pages).sum(), Relaxed);
+    let mut records = Records::new(on_threads(threads, || reading.work()));
     let vms = reading.outcome();
-    let failed = (0..).zip(&vms).filter(|(_, vm)| vm.error.is_some()).map(|(vm, _)| vm).collect();
-    let groups = group(Records::new(runs, failed), threads, &progress.cancel);
+    let failed: Vec<u16> = (0..).zip(&vms).filter(|(_, vm)| vm.error.is_some()).map(|(vm, _)| vm).collect();
+    if !failed.is_empty() {
+        records.exclude(&space, &failed);
+    }
+    let groups = group(records, threads, &progress.cancel);
     if progress.cancel.load(Relaxed) {
         return Err(CollectError::Cancelled);
     }
-    Ok(Collected { contents: Contents::from_groups(groups), vms })
+    Ok(Collected { contents: Contents::from_groups(space, groups), vms })
 }
 
 /// Runs `work` on each of so many threads and puts the results together.
@@ -135,20 +137,12 @@ fn group(records: Records, threads: usize, cancel: &AtomicBool) -> Vec<Group> {
     })
 }
 
-/// A piece of work: some pages of one block.
-struct Unit {
-    vm: u16,
-    block: u16,
-    first: u32,
-    count: u32,
-}
-
 /// What the threads share while they read.
 struct Reading<'a> {
     sources: &'a [&'a dyn PageSource],
     vms: Vec<VmReading>,
-    units: Vec<Unit>,
-    next_unit: AtomicUsize,
+    space: &'a PageSpace,
+    next_window: AtomicUsize,
     key: &'a MacKey,
     progress: &'a CollectProgress,
 }
@@ -162,62 +156,58 @@ struct VmReading {
 }
 
 impl<'a> Reading<'a> {
-    fn new(sources: &'a [&'a dyn PageSource], key: &'a MacKey, progress: &'a CollectProgress) -> Self {
-        let (mut vms, mut units) = (Vec::new(), Vec::new());
-        for (vm, source) in (0..).zip(sources) {
-            let blocks = source.blocks();
-            let pages = blocks.iter().map(|(_, pages)| u64::from(*pages)).sum();
-            vms.push(VmReading { pages, ..VmReading::default() });
-            for (block, pages) in blocks {
-                let firsts = (0..pages).step_by(UNIT_PAGES as usize);
-                units.extend(firsts.map(|first| Unit {
-                    vm,
-                    block,
-                    first,
-                    count: UNIT_PAGES.min(pages - first),
-                }));
-            }
+    fn new(
+        sources: &'a [&'a dyn PageSource],
+        space: &'a PageSpace,
+        key: &'a MacKey,
+        progress: &'a CollectProgress,
+    ) -> Self {
+        let mut vms: Vec<VmReading> = sources.iter().map(|_| VmReading::default()).collect();
+        for window in space.windows() {
+            vms[usize::from(window.first.vm)].pages += u64::from(window.pages);
         }
-        Reading { sources, vms, units, next_unit: AtomicUsize::new(0), key, progress }
+        Reading { sources, vms, space, next_window: AtomicUsize::new(0), key, progress }
     }
 
-    /// One thread's work: unit after unit, until none is left.
+    /// One thread's work: window after window, until none is left.
     fn work(&self) -> Vec<Run> {
         let mut reader = Reader { builder: RunBuilder::new(), runs: Vec::new(), chunk: Vec::new() };
-        while let Some(unit) = self.units.get(self.next_unit.fetch_add(1, Relaxed)) {
+        while let Some(window) = self.space.windows().get(self.next_window.fetch_add(1, Relaxed)) {
             if self.progress.cancel.load(Relaxed) {
                 return Vec::new();
             }
-            let vm = &self.vms[usize::from(unit.vm)];
+            let vm = &self.vms[usize::from(window.first.vm)];
             if !vm.failed.load(Relaxed) {
-                match self.read_unit(unit, &mut reader) {
+                match self.read_window(window, &mut reader) {
                     Ok(nonzero) => {
                         vm.nonzero.fetch_add(nonzero, Relaxed);
                     }
                     Err(error) => vm.fail(error),
                 }
             }
-            self.progress.pages_done.fetch_add(u64::from(unit.count), Relaxed);
+            self.progress.pages_done.fetch_add(u64::from(window.pages), Relaxed);
         }
         reader.runs.extend(reader.builder.finish());
         reader.runs
     }
 
     /// Gives the number of pages that are not zero.
-    fn read_unit(&self, unit: &Unit, reader: &mut Reader) -> io::Result<u64> {
-        let source = self.sources[usize::from(unit.vm)];
-        let end = unit.first + unit.count;
+    fn read_window(&self, window: &Window, reader: &mut Reader) -> io::Result<u64> {
+        let source = self.sources[usize::from(window.first.vm)];
+        let (block, start) = (window.first.block, window.first.page);
+        // Within a window numbers ascend as pages do.
+        let number = self.space.number(window.first).expect("a window's first page has a number");
         let mut nonzero = 0;
-        for range in source.populated(unit.block, unit.first, unit.count)? {
-            let range = range.start.max(unit.first)..range.end.min(end);
+        for range in source.populated(block, start, window.pages)? {
+            let range = range.start.max(start)..range.end.min(start + window.pages);
             for first in range.clone().step_by(CHUNK_PAGES as usize) {
                 if self.progress.cancel.load(Relaxed) {
                     return Ok(nonzero);
                 }
                 let bytes = CHUNK_PAGES.min(range.end - first) as usize * PAGE_SIZE;
                 reader.chunk.resize(bytes, 0);
-                source.read(unit.block, first, &mut reader.chunk)?;
-                nonzero += reader.note(self.key, unit, first);
+                source.read(block, first, &mut reader.chunk)?;
+                nonzero += reader.note(self.key, number + (first - start));
                 self.progress.bytes_read.fetch_add(bytes as u64, Relaxed);
             }
         }
@@ -252,13 +242,12 @@ struct Reader {
 }
 
 impl Reader {
-    /// Notes the pages of the chunk; gives the number of those that are not zero.
-    fn note(&mut self, key: &MacKey, unit: &Unit, first: u32) -> u64 {
+    /// Notes the pages of the chunk, numbered from `first` on; gives the number of those that are not zero.
+    fn note(&mut self, key: &MacKey, first: u32) -> u64 {
         let mut nonzero = 0;
         for (page, bytes) in (first..).zip(self.chunk.chunks_exact(PAGE_SIZE)) {
             if !is_zero(bytes) {
-                let addr = PageAddr { vm: unit.vm, block: unit.block, page };
-                self.runs.extend(self.builder.push(key.mac(bytes), addr));
+                self.runs.extend(self.builder.push(key.mac(bytes), page));
                 nonzero += 1;
             }
         }

@@ -302,12 +302,8 @@ impl Run {
                 () = self.cancel.cancelled() => return Err(Stop::Cancelled),
             };
             match event {
-                Ok(Some(Event::Target(target, Message::Granted { joined, failed }))) => {
-                    // The answer about its own set comes first, and says nothing about groups.
-                    let about_groups = |set: u16| usize::from(set) >= links.len();
-                    if joined.iter().copied().chain(failed.iter().map(|(set, _)| *set)).any(about_groups) {
-                        waiting.remove(&target);
-                    }
+                Ok(Some(Event::Target(target, Message::Granted { failed, .. }))) => {
+                    waiting.remove(&target);
                     for (_, reason) in failed {
                         let name = links[usize::from(target)].name();
                         let text = format!("{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}");
@@ -340,12 +336,20 @@ impl Run {
         connection: ControlConnection,
         events: &UnboundedSender<Event>,
     ) -> Result<Arc<TargetLink>, Stop> {
-        let ControlConnection { sender, receiver, peer } = connection;
+        let ControlConnection { sender, mut receiver, peer } = connection;
         let fault = |what: String| Stop::Failed(format!("{}: {what}", peer.name));
         let own = SetGrant { set: number, key: random(), group: None };
         let open = Message::Open { mac_key: keys.mac, digest_key: keys.digest, target: number, own_set: number };
         for message in [open, Message::Grant(vec![own.clone()])] {
             sender.send(message).await.map_err(|e| fault(e.to_string()))?;
+        }
+        // Its answer says that the session is there for a data connection to find.
+        match tokio::time::timeout(GRANT_DEADLINE, receiver.recv()).await {
+            Ok(Ok(Some(Message::Granted { .. }))) => {}
+            Ok(Ok(Some(_))) => return Err(fault("answers what was not asked".to_owned())),
+            Ok(Ok(None)) => return Err(fault("closed the connection".to_owned())),
+            Ok(Err(error)) => return Err(fault(error.to_string())),
+            Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
         }
         let link = TargetLink::connect(number, &peer, sender, keys.session, &own).await;
         let link = link.map_err(|e| fault(format!("data connection: {e}")))?;

@@ -180,6 +180,7 @@ struct Work {
     running: bool,
     stopped: bool,
     sealed: Vec<u8>,
+    told: Instant,
 }
 
 impl Work {
@@ -212,6 +213,7 @@ impl Work {
             running: false,
             stopped: false,
             sealed: Vec::new(),
+            told: Instant::now(),
             start: Instant::now(),
             setup,
             queue,
@@ -457,6 +459,17 @@ impl Work {
         let rate = self.sender.rate();
         if self.running && rate > 0 {
             self.shared.link_bytes_per_s.store(rate, Relaxed);
+        }
+        if self.running && self.told.elapsed() > Duration::from_secs(1) {
+            self.told = Instant::now();
+            tracing::debug!(
+                plans_over = self.plans_over,
+                encoding = self.encoded.len(),
+                window_free = self.sender.window_free(),
+                rate,
+                counters = ?self.sender.counters(),
+                "scatter"
+            );
         }
         let mut outcome = self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner());
         outcome.sets = self.sets.values().filter(|set| set.members.len() > 1).count() as u32;

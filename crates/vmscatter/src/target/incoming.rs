@@ -96,8 +96,7 @@ async fn connect(
 
 ) -> Result<Connected, (Child, String)> {
     let attempt = async {
-        wait_for(&mut child, monitor).await?;
-        let (qmp, events) = Qmp::connect(monitor, MONITOR_DEADLINE).await.map_err(|e| e.to_string())?;
+        let (qmp, events) = connect_monitor(&mut child, monitor).await?;
         configure(&qmp, spec).await?;
         let _ = std::fs::remove_file(socket);
         let uri = format!("unix:{}", socket.display());
@@ -112,17 +111,23 @@ async fn connect(
     }
 }
 
-/// Waits until the monitor's socket is there, or QEMU is not.
-async fn wait_for(child: &mut Child, monitor: &Path) -> Result<(), String> {
+/// Connects as soon as QEMU listens, or says that it has ended.
+async fn connect_monitor(child: &mut Child, monitor: &Path) -> Result<(Qmp, mpsc::Receiver<QmpEvent>), String> {
     let start = Instant::now();
-    while !monitor.exists() {
+    loop {
         if let Ok(Some(status)) = child.try_wait() {
             return Err(format!("incoming QEMU ended at once ({status})"));
         }
-        let poll = if start.elapsed() < Duration::from_secs(1) { POLL } else { POLL * 10 };
-        sleep(poll).await;
+        // The socket's file is there a moment before QEMU listens.
+        if monitor.exists() {
+            match Qmp::connect(monitor, MONITOR_DEADLINE).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) if start.elapsed() > MONITOR_DEADLINE => return Err(error.to_string()),
+                Err(_) => {}
+            }
+        }
+        sleep(if start.elapsed() < Duration::from_secs(1) { POLL } else { POLL * 10 }).await;
     }
-    Ok(())
 }
 
 async fn configure(qmp: &Qmp, spec: &VmSpec) -> Result<(), String> {

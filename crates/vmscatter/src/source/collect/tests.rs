@@ -1,6 +1,11 @@
 use std::collections::{BTreeMap, HashMap};
 
+use vmscatter_core::limits::SESSION_VMS_MAX;
+
 use super::*;
+
+/// What a window of the page space holds.
+const WINDOW_PAGES: u32 = 4_096;
 
 /// A guest whose pages are filled with one byte each; pages that are missing are holes, which must not be
 /// read.
@@ -60,25 +65,25 @@ fn run(guests: &[Guest], threads: usize) -> (Collected, CollectProgress) {
 
 fn found(collected: &Collected) -> Vec<Vec<(u16, u16, u32)>> {
     let addrs = |(_, content): (u32, vmscatter_core::index::Content<'_>)| {
-        content.addrs.iter().map(|addr| (addr.vm, addr.block, addr.page)).collect()
+        content.addrs().map(|addr| (addr.vm, addr.block, addr.page)).collect()
     };
     let mut found: Vec<_> = collected.contents.iter().map(addrs).collect();
     found.sort();
     found
 }
 
-/// Two guests: pages around the borders of chunks and units, a second block, holes and zero pages.
+/// Two guests: pages around the borders of chunks and windows, a second block, holes and zero pages.
 fn guests() -> Vec<Guest> {
-    let last = UNIT_PAGES + 10;
+    let last = WINDOW_PAGES + 10;
     let mut first =
-        vec![(0, 0, 1), (0, CHUNK_PAGES, 1), (0, UNIT_PAGES - 1, 2), (0, UNIT_PAGES, 0), (3, 1, 9)];
+        vec![(0, 0, 1), (0, CHUNK_PAGES, 1), (0, WINDOW_PAGES - 1, 2), (0, WINDOW_PAGES, 0), (3, 1, 9)];
     first.extend((0..CHUNK_PAGES + 3).map(|page| (0, 1_000 + page, if page == CHUNK_PAGES { 3 } else { 0 })));
     let second = [(0, last - 1, 2), (0, 5, 3), (0, 6, 4)];
     vec![Guest::new(&[(0, last), (3, 2)], &first), Guest::new(&[(0, last)], &second)]
 }
 
 #[test]
-fn identical_pages_are_found_across_units_blocks_and_vms() {
+fn identical_pages_are_found_across_windows_blocks_and_vms() {
     for threads in [1, 3] {
         let (collected, progress) = run(&guests(), threads);
         assert_eq!(
@@ -86,10 +91,10 @@ fn identical_pages_are_found_across_units_blocks_and_vms() {
             [
                 vec![(0, 0, 0), (0, 0, CHUNK_PAGES)],
                 vec![(0, 0, 1_000 + CHUNK_PAGES), (1, 0, 5)],
-                vec![(0, 0, UNIT_PAGES - 1), (1, 0, UNIT_PAGES + 9)],
+                vec![(0, 0, WINDOW_PAGES - 1), (1, 0, WINDOW_PAGES + 9)],
             ]
         );
-        let pages = u64::from(UNIT_PAGES) + 12;
+        let pages = u64::from(WINDOW_PAGES) + 12;
         assert_eq!(
             collected.pages(),
             [VmPages { pages, zero: pages - 5 }, VmPages { pages: pages - 2, zero: pages - 2 - 3 },]
@@ -118,9 +123,12 @@ fn a_guest_that_cannot_be_read_harms_only_itself() {
     for threads in [1, 3] {
         let (collected, progress) = run(&guests, threads);
         // What the first guest shares, though much of it was read, is not offered.
-        assert_eq!(found(&collected), [vec![(1, 0, 5), (2, 0, 1)], vec![(1, 0, UNIT_PAGES + 9), (2, 0, 0)]]);
+        assert_eq!(
+            found(&collected),
+            [vec![(1, 0, 5), (2, 0, 1)], vec![(1, 0, WINDOW_PAGES + 9), (2, 0, 0)]]
+        );
         assert_eq!(collected.vms[0].error.as_ref().map(io::Error::kind), Some(io::ErrorKind::NotConnected));
-        assert_eq!(collected.vms[0].pages, VmPages { pages: u64::from(UNIT_PAGES) + 12, zero: 0 });
+        assert_eq!(collected.vms[0].pages, VmPages { pages: u64::from(WINDOW_PAGES) + 12, zero: 0 });
         assert!(collected.vms[1].error.is_none() && collected.vms[2].error.is_none());
         assert_eq!(progress.pages_done.into_inner(), progress.pages_total.into_inner());
     }
@@ -142,5 +150,5 @@ fn a_session_has_a_limit_of_vms() {
     let guest = Guest::default();
     let sources: Vec<&dyn PageSource> = vec![&guest; SESSION_VMS_MAX + 1];
     let result = collect(&sources, &MacKey::new(&[5; 16]), 1, &CollectProgress::default());
-    assert_eq!(result.err(), Some(CollectError::TooManyVms(SESSION_VMS_MAX + 1)));
+    assert_eq!(result.err(), Some(CollectError::Limit(PageSpaceError::TooManyVms(SESSION_VMS_MAX + 1))));
 }
