@@ -19,7 +19,10 @@ fn first_failure(rule: Option<Rule>, seeds: u64) -> Option<(u64, String)> {
         let run = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
         let error = run.err()?;
         let text = error.downcast_ref::<String>().cloned();
-        Some((seed, text.or_else(|| error.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()))
+        Some((
+            seed,
+            text.or_else(|| error.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default(),
+        ))
     });
     std::panic::set_hook(quiet);
     break_rule(None);

@@ -27,10 +27,10 @@ const HOLD: &str = "hold-memory";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, pages, huge] = &args[..] {
-        if mode == HOLD {
-            return hold(pages.parse().expect("pages"), huge == "huge");
-        }
+    if let [mode, pages, huge] = &args[..]
+        && mode == HOLD
+    {
+        return hold(pages.parse().expect("pages"), huge == "huge");
     }
     let numbers: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let mib = numbers.first().copied().unwrap_or(1024);

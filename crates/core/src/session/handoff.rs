@@ -37,10 +37,7 @@ pub fn switchover_limits(view: QemuView, share: f64, max: Duration, direct: bool
     let aim = aim(view.round, max);
     if direct {
         let share = (share as u64).max(1);
-        return SwitchoverLimits {
-            downtime_limit_ms: millis(aim),
-            avail_switchover_bandwidth: Some(share),
-        };
+        return SwitchoverLimits { downtime_limit_ms: millis(aim), avail_switchover_bandwidth: Some(share) };
     }
     // In the first round nearly all of memory is pending, and most of it will be withheld: no stop before it is over.
     let scale = if view.round <= 1 { 0.0 } else { (share / view.apparent_bytes_per_s.max(1.0)).min(1.0) };

@@ -46,6 +46,6 @@ mod switch {
     }
 }
 
-pub(crate) use switch::broken;
 #[cfg(feature = "sabotage")]
 pub use switch::break_rule;
+pub(crate) use switch::broken;

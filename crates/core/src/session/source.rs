@@ -279,11 +279,11 @@ impl SourceSession {
 
     fn loaded(&mut self, vm: u16, digest: VmDigest) {
         let early = broken(Rule::ReleaseBeforeDigests);
-        if let Some(state) = self.vms.get_mut(&vm) {
-            if matches!(state.stage, VmStage::Streaming | VmStage::RamEnded) || early {
-                state.vote = Some(digest);
-                self.release_if_agreed(vm);
-            }
+        if let Some(state) = self.vms.get_mut(&vm)
+            && (matches!(state.stage, VmStage::Streaming | VmStage::RamEnded) || early)
+        {
+            state.vote = Some(digest);
+            self.release_if_agreed(vm);
         }
     }
 
@@ -450,14 +450,11 @@ impl SourceSession {
     /// Few streams flow at a time, so that each is short and little is dirtied meanwhile; a VM whose RAM has ended
     /// no longer needs the link.
     fn start_streams(&mut self) {
-        let mut flowing = self.vms.values().filter(|state| state.stage == VmStage::Streaming).count();
-        for (vm, state) in self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Queued) {
-            if flowing >= self.streams_max {
-                break;
-            }
+        let flowing = self.vms.values().filter(|state| state.stage == VmStage::Streaming).count();
+        let queued = self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Queued);
+        for (vm, state) in queued.take(self.streams_max.saturating_sub(flowing)) {
             state.stage = VmStage::Streaming;
             self.actions.push_back(SourceAction::Stream { vm: *vm });
-            flowing += 1;
         }
     }
 }

@@ -107,6 +107,8 @@ pub struct TargetSession {
     unwritten: HashMap<u64, usize>,
     decoder: Decoder,
     actions: VecDeque<TargetAction>,
+    /// Sets on whose groups a probe has arrived.
+    heard: HashSet<u16>,
     source_lost: bool,
     finished: bool,
     /// Stream frames that named a VM which is not open here.
@@ -123,6 +125,7 @@ impl TargetSession {
             unwritten: HashMap::new(),
             decoder: Decoder::new(),
             actions: VecDeque::new(),
+            heard: HashSet::new(),
             source_lost: false,
             finished: false,
             strays: 0,
@@ -257,6 +260,11 @@ impl TargetSession {
             }
             Outcome::Taken | Outcome::Dropped(_) => {}
         }
+        while let Some((set, _)) = self.receiver.poll_probe() {
+            if self.heard.insert(set) {
+                self.actions.push_back(TargetAction::Send(Message::Heard { set }));
+            }
+        }
         while let Some((frame, _set, body)) = self.receiver.poll_frame() {
             self.scattered(frame, &body);
         }
@@ -287,7 +295,8 @@ impl TargetSession {
             }
             let mac = self.keys.mac.mac(&data);
             for addr in addrs {
-                let Some(state) = self.vms.get_mut(&addr.vm).filter(|state| state.stage == Stage::Open) else {
+                let Some(state) = self.vms.get_mut(&addr.vm).filter(|state| state.stage == Stage::Open)
+                else {
                     continue;
                 };
                 let page = if swap { addr.page ^ 1 } else { addr.page };
@@ -438,7 +447,9 @@ impl TargetSession {
 
     /// The VM runs here, or stands here paused as it was before.
     pub fn running(&mut self, vm: u16, resumed_unix_us: u64) {
-        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Resuming) else { return };
+        let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Resuming) else {
+            return;
+        };
         state.stage = Stage::Running;
         let journal_us = state.journal_us;
         self.actions.push_back(TargetAction::Send(Message::Running { vm, resumed_unix_us, journal_us }));

@@ -270,10 +270,10 @@ impl CongestionControl for WorstMember {
     }
 
     fn rate(&mut self, now: Time) -> u64 {
-        if let Phase::Cycle { round, until } = self.phase {
-            if now >= until {
-                self.enter_round(now, (round + 1) % ROUNDS);
-            }
+        if let Phase::Cycle { round, until } = self.phase
+            && now >= until
+        {
+            self.enter_round(now, (round + 1) % ROUNDS);
         }
         let rate = match (self.base(), self.phase) {
             (Some(base), Phase::Startup { .. }) => (base as f64 * self.gain).max(RATE_START as f64),

@@ -10,6 +10,8 @@
 //!   ◄───────────────────────────────── Hello
 //!   Open, Grant ───────────────────────────►          keys of the session, keys and groups of its sets
 //!   ◄─────────────────────────────── Granted
+//!   … probes on the sets' groups …
+//!   ◄───────────────────────────────── Heard
 //!   Prepare(vm) ───────────────────────────►          incoming QEMU started, paused
 //!   ◄──────────────────────────── Prepared(vm)
 //!   … frames on the data paths …
@@ -211,6 +213,11 @@ pub enum Message {
         joined: Vec<u16>,
         /// Sets whose group could not be joined, and why.
         failed: Vec<(u16, String)>,
+    },
+    /// Target: a probe has arrived on the set's group: multicast from the source reaches this host.
+    Heard {
+        /// The set.
+        set: u16,
     },
     /// Target: the incoming twin waits.
     Prepared {

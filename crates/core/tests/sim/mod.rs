@@ -1,6 +1,7 @@
 //! A world around the real state machines.
 
-#![allow(unreachable_pub, dead_code)]
+// Each test binary uses a part of it.
+#![allow(unreachable_pub, dead_code, unused_imports)]
 
 mod plan;
 mod qemu;

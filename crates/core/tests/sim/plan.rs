@@ -43,7 +43,7 @@ impl Plan {
             delay_us_max: 100 + rng.below(5_000),
             compress: rng.one_in(2),
             streams_max: 1 + rng.below(3) as usize,
-            window_bytes: 512 * 1024 << rng.below(4),
+            window_bytes: (512 * 1024) << rng.below(4),
             load_us_max: 100 + rng.below(5_000),
             kill: (faulty && rng.one_in(2)).then(|| (moment(rng), rng.below(u64::from(targets)) as u16)),
             cancel: (faulty && rng.one_in(4)).then(|| moment(rng)),

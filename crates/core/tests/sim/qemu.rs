@@ -7,7 +7,8 @@ use vmscatter_core::wire::control::BlockSpec;
 use super::rng::Rng;
 
 /// What stands behind the end of RAM: the devices, as far as the model has any.
-const TAIL: &[u8] = b"\x04\x00\x00\x00\x09\x06serial\x00\x00\x00\x00\x00\x00\x00\x01devices\x7e\x00\x00\x00\x09\x00vmdesc";
+const TAIL: &[u8] =
+    b"\x04\x00\x00\x00\x09\x06serial\x00\x00\x00\x00\x00\x00\x00\x01devices\x7e\x00\x00\x00\x09\x00vmdesc";
 const RAM_SECTION: u32 = 2;
 const SHUT_OK: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
 
@@ -49,7 +50,10 @@ pub struct SourceQemu {
 
 impl SourceQemu {
     pub fn new(memory: Memory, dirty_rate: usize, running: bool) -> Self {
-        let spec = |(at, block): (usize, &Vec<u8>)| BlockSpec { name: format!("block{at}"), bytes: block.len() as u64 };
+        let spec = |(at, block): (usize, &Vec<u8>)| BlockSpec {
+            name: format!("block{at}"),
+            bytes: block.len() as u64,
+        };
         SourceQemu {
             blocks: memory.iter().enumerate().map(spec).collect(),
             is_dirty: memory.iter().map(|block| vec![false; block.len() / PAGE_SIZE]).collect(),
@@ -243,7 +247,9 @@ impl TargetQemu {
         let (memory, tail) = (&mut self.memory, &mut self.tail);
         let mut ended = !tail.is_empty();
         let mut input = bytes;
-        while let Some(event) = self.parser.next_event(&mut input).expect("vmscatter composed what QEMU can't load") {
+        while let Some(event) =
+            self.parser.next_event(&mut input).expect("vmscatter composed what QEMU can't load")
+        {
             match event {
                 Event::Page { block, page, data } => {
                     let start = page as usize * PAGE_SIZE;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmscatter_core::index::{Contents, Records, RunBuilder};
+use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::schedule::{FramePlan, Schedule};
 use vmscatter_core::session::{
-    RecordCounts, Scatterer, SessionKeys, SourceAction, SourceEntryKind, SourceSession, SourceVm, TargetAction,
+    RecordCounts, Scatterer, SessionKeys, SourceAction, SourceEntryKind, SourceSession, SourceVm,
+    TargetAction,
 };
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
@@ -96,12 +97,14 @@ impl Source {
             sets.entry(number).or_insert_with(|| Set::new(number, members));
             set_numbers.insert(set.set, number);
         }
-        let vms = qemus.iter().enumerate().map(|(vm, qemu)| {
-            SourceVm::new(vm as u16, &qemu.blocks, &keys.mac, &keys.digest)
-        });
-        let specs = qemus.iter().enumerate().map(|(vm, qemu)| {
-            (vm as u16, plan.target_of(vm as u16), qemu.blocks.clone())
-        });
+        let vms = qemus
+            .iter()
+            .enumerate()
+            .map(|(vm, qemu)| SourceVm::new(vm as u16, &qemu.blocks, &keys.mac, &keys.digest));
+        let specs = qemus
+            .iter()
+            .enumerate()
+            .map(|(vm, qemu)| (vm as u16, plan.target_of(vm as u16), qemu.blocks.clone()));
         Source {
             session: SourceSession::new(specs, plan.streams_max),
             vms: vms.collect(),
@@ -128,9 +131,13 @@ impl Source {
 
     /// A receiver that has been granted what its target is a member of, and nothing else.
     pub fn receiver_for(&self, target: u16) -> Receiver {
-        let mut receiver = Receiver::new(ReceiverConfig { session: SESSION_TAG, target, ..ReceiverConfig::default() }, Time::ZERO);
+        let mut receiver = Receiver::new(
+            ReceiverConfig { session: SESSION_TAG, target, ..ReceiverConfig::default() },
+            Time::ZERO,
+        );
         for (number, set) in self.sets.iter().filter(|(_, set)| set.members.contains(&target)) {
-            receiver.add_set(*number, OpenKey::new(&set.key, &[Channel::MULTICAST, Channel::unicast(target)]));
+            receiver
+                .add_set(*number, OpenKey::new(&set.key, &[Channel::MULTICAST, Channel::unicast(target)]));
         }
         receiver
     }
@@ -160,7 +167,11 @@ impl Source {
     pub fn describe(&self) -> String {
         let state = |(vm, qemu): (usize, &SourceQemu)| {
             let bytes = self.vms[vm].in_flight_bytes();
-            format!("VM {vm}: {} pages dirty, {:?}, {bytes} bytes in flight; ", qemu.dirty_pages(), qemu.migration)
+            format!(
+                "VM {vm}: {} pages dirty, {:?}, {bytes} bytes in flight; ",
+                qemu.dirty_pages(),
+                qemu.migration
+            )
         };
         let states: String = self.qemus.iter().enumerate().map(state).collect();
         describe(&self.session, self.qemus.len() as u16) + &states
@@ -169,11 +180,16 @@ impl Source {
     pub fn control(&mut self, net: &mut Net, target: u16, message: Message) {
         match message {
             Message::Report(_) if self.out_of_scatter.contains(&target) => {}
-            Message::Report(report) => self.sender.on_report(target, &report, net.now).expect("an honest target"),
+            Message::Report(report) => {
+                self.sender.on_report(target, &report, net.now).expect("an honest target")
+            }
             Message::Written { vm, next } => {
                 self.vms[usize::from(vm)].written(next).expect("an honest target");
             }
-            Message::ReturnPath { .. } | Message::Granted { .. } | Message::Pong(_) => {}
+            Message::ReturnPath { .. }
+            | Message::Granted { .. }
+            | Message::Heard { .. }
+            | Message::Pong(_) => {}
             message => self.session.message(target, message).expect("an honest target"),
         }
     }
@@ -218,7 +234,9 @@ impl Source {
             if state.is_held() && state.head_written() {
                 self.session.held(vm as u16);
             }
-            if let Some(digest) = state.final_digest().filter(|_| !std::mem::replace(&mut self.reported_end[vm], true)) {
+            if let Some(digest) =
+                state.final_digest().filter(|_| !std::mem::replace(&mut self.reported_end[vm], true))
+            {
                 self.session.ram_ended(vm as u16, digest.clone());
             }
             self.send_stream(net, vm);
@@ -264,7 +282,9 @@ impl Source {
         while let Some(event) = self.sender.poll_event() {
             match event {
                 SenderEvent::Acked { frame, target } => drop(self.acked.insert((frame, target))),
-                SenderEvent::Announce { target, spans } => net.control_to_target(target, Message::Sent(spans)),
+                SenderEvent::Announce { target, spans } => {
+                    net.control_to_target(target, Message::Sent(spans))
+                }
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
                 SenderEvent::Expelled { target } => drop(self.out_of_scatter.insert(target)),
             }
@@ -388,16 +408,20 @@ impl Source {
 }
 
 fn collect(qemus: &[SourceQemu], keys: &SessionKeys) -> Contents {
+    let pages = |bytes: &Vec<u8>| (bytes.len() / PAGE_SIZE) as u32;
+    let blocks = |qemu: &SourceQemu| (0..).zip(qemu.memory.iter().map(pages)).collect();
+    let space = PageSpace::new(&qemus.iter().map(blocks).collect::<Vec<_>>()).expect("a small session");
     let mut runs = Vec::new();
     let mut builder = RunBuilder::new();
-    for (vm, qemu) in qemus.iter().enumerate() {
-        for (block, bytes) in qemu.memory.iter().enumerate() {
-            for (page, content) in bytes.chunks_exact(PAGE_SIZE).enumerate().filter(|(_, page)| !is_zero(page)) {
-                let addr = PageAddr { vm: vm as u16, block: block as u16, page: page as u32 };
-                runs.extend(builder.push(keys.mac.mac(content), addr));
+    for (vm, qemu) in (0..).zip(qemus) {
+        for (block, bytes) in (0..).zip(&qemu.memory) {
+            let contents = (0..).zip(bytes.chunks_exact(PAGE_SIZE));
+            for (page, content) in contents.filter(|(_, content)| !is_zero(content)) {
+                let number = space.number(PageAddr { vm, block, page }).expect("a page of the session");
+                runs.extend(builder.push(keys.mac.mac(content), number));
             }
         }
     }
     runs.extend(builder.finish());
-    Contents::from_records(Records::new(runs, Vec::new()))
+    Contents::from_records(space, Records::new(runs))
 }

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::time::Duration;
 
 use vmscatter_core::page::{DigestKey, MacKey};
-use vmscatter_core::session::{Output, SessionKeys, SourceSession, TargetAction, TargetEntryKind, TargetSession, VmStage};
 use vmscatter_core::session::SourceEntryKind;
+use vmscatter_core::session::{
+    Output, SessionKeys, SourceSession, TargetAction, TargetEntryKind, TargetSession, VmStage,
+};
 use vmscatter_core::time::Time;
 use vmscatter_core::wire::control::Message;
 use vmscatter_core::wire::piece::PieceHeader;
@@ -178,7 +180,8 @@ impl World {
     }
 
     pub fn with_plan(plan: Plan, mut rng: Rng) -> Self {
-        let keys = SessionKeys { mac: MacKey::new(&[rng.below(256) as u8; 16]), digest: DigestKey::new(&[7; 16]) };
+        let keys =
+            SessionKeys { mac: MacKey::new(&[rng.below(256) as u8; 16]), digest: DigestKey::new(&[7; 16]) };
         let source = Source::new(&plan, &keys, &mut rng);
         let target = |number: u16| Target {
             session: TargetSession::new(keys.clone(), source.receiver_for(number)),
@@ -225,7 +228,11 @@ impl World {
                 break;
             }
         }
-        assert!(self.finished, "nothing is left to happen, but the session has not ended: {}", self.source.describe());
+        assert!(
+            self.finished,
+            "nothing is left to happen, but the session has not ended: {}",
+            self.source.describe()
+        );
         let pieces_at = std::mem::take(&mut self.pieces_at);
         (self.check_end(), pieces_at)
     }
@@ -256,7 +263,9 @@ impl World {
                 if let Message::Digest { vm, .. } = &message {
                     self.digests.insert(*vm);
                 }
-                self.target_event(target, |session, now| session.message(now, message).expect("an honest source"));
+                self.target_event(target, |session, now| {
+                    session.message(now, message).expect("an honest source")
+                });
             }
             Event::Piece(target, mut piece) => {
                 let piece_kind = PieceHeader::decode(&piece).map(|header| header.channel);
@@ -276,7 +285,7 @@ impl World {
             Event::ShutArrives(vm) => self.source.shut_arrives(&mut self.net, vm),
             Event::CompletedSeen(vm) => self.source.session.completed(vm),
             Event::Kill(target) => self.kill(target),
-            Event::LossNoticed(target) => self.source.target_lost(&mut self.net, target),
+            Event::LossNoticed(target) => self.source.target_lost(&self.net, target),
             Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
             Event::Cancel => self.source.session.cancel(),
             Event::IncomingDies(target, vm) => {
@@ -293,7 +302,8 @@ impl World {
         if self.net.dead[usize::from(target)] {
             return;
         }
-        let Some(qemu) = self.targets[usize::from(target)].qemus.get_mut(&vm).filter(|qemu| !qemu.gone) else {
+        let Some(qemu) = self.targets[usize::from(target)].qemus.get_mut(&vm).filter(|qemu| !qemu.gone)
+        else {
             return;
         };
         let said = qemu.write(&output.bytes);

@@ -245,13 +245,10 @@ impl MigrateRequest {
                 return Err(BadInput::new(origin, format!("the guest is pinned to '{other}' already")));
             }
         }
-        if let Compression::Zstd { level } = self.compress {
-            if !(-7..=19).contains(&level) {
-                return Err(BadInput::new(
-                    "--compress",
-                    format!("zstd level {level} is not within -7 to 19"),
-                ));
-            }
+        if let Compression::Zstd { level } = self.compress
+            && !(-7..=19).contains(&level)
+        {
+            return Err(BadInput::new("--compress", format!("zstd level {level} is not within -7 to 19")));
         }
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
@@ -297,10 +294,10 @@ fn check_guests(texts: &[GuestText]) -> Result<Vec<GuestFile>, BadInput> {
                 format!("name: guest '{}' is in {other} already", guest.name),
             ));
         }
-        if let Some(uuid) = guest.uuid {
-            if let Some(other) = by_uuid.insert(uuid, text.origin.clone()) {
-                return Err(BadInput::new(&text.origin, format!("uuid: is the same as in {other}")));
-            }
+        if let Some(uuid) = guest.uuid
+            && let Some(other) = by_uuid.insert(uuid, text.origin.clone())
+        {
+            return Err(BadInput::new(&text.origin, format!("uuid: is the same as in {other}")));
         }
         guests.push(guest);
     }

@@ -140,6 +140,19 @@ pub struct ScatterOutcome {
     pub unicast_bytes: u64,
 }
 
+impl ScatterOutcome {
+    /// Adds what another wave of the same job did.
+    pub fn add(&mut self, other: &ScatterOutcome) {
+        self.sets += other.sets;
+        self.contents += other.contents;
+        self.addresses += other.addresses;
+        self.frames += other.frames;
+        self.multicast_bytes += other.multicast_bytes;
+        self.repair_bytes += other.repair_bytes;
+        self.unicast_bytes += other.unicast_bytes;
+    }
+}
+
 /// How a migration ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrateOutcome {

@@ -41,6 +41,8 @@ pub(super) enum Event {
     Qmp(u16, QmpEvent),
     Scattered,
     Settled(u16),
+    /// Multicast does not reach this target.
+    Unreached(u16),
     Task(u16, TaskEnd),
 }
 
@@ -75,7 +77,15 @@ pub(super) struct Times {
 
 impl Vm {
     pub(super) fn new(guest: SourceGuest, stream: Arc<Stream>, target: u16) -> Vm {
-        Vm { guest, stream, target, times: Times::default(), settled: false, stream_due: false, socket_open: false }
+        Vm {
+            guest,
+            stream,
+            target,
+            times: Times::default(),
+            settled: false,
+            stream_due: false,
+            socket_open: false,
+        }
     }
 }
 
@@ -139,6 +149,13 @@ impl Actor {
                     self.start_stream(vm);
                 }
             }
+            Event::Unreached(target) => {
+                let name = self.links[usize::from(target)].name();
+                let text = format!(
+                    "multicast does not reach {name}: it is sent what others get by multicast over TCP"
+                );
+                self.sink.emit(JobEvent::Warning { guest: None, text });
+            }
             Event::Task(vm, TaskEnd::Failed(reason)) => self.session.failed(vm, reason),
             Event::Task(vm, TaskEnd::CommitMayGo) => self.write_journal(vm, SourceEntryKind::Commit),
         }
@@ -168,6 +185,7 @@ impl Actor {
                     state.stream.return_path(&bytes);
                 }
             }
+            Message::Heard { set } => self.scatter.heard(set, target),
             Message::Ping(number) => self.links[usize::from(target)].send(Message::Pong(number)),
             Message::Pong(_) | Message::Granted { .. } => {}
             message => {
@@ -240,7 +258,10 @@ impl Actor {
             let stage = self.session.stage(vm);
             let waiting = stage.is_some_and(|stage| stage < VmStage::Releasing);
             if waiting && times.stopped.is_some_and(|at| at.elapsed() > STOPPED_MAX) {
-                self.session.failed(vm, format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()));
+                self.session.failed(
+                    vm,
+                    format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()),
+                );
             }
             if let Some(progress) = self.progress(vm) {
                 self.sink.emit(JobEvent::Progress(progress));
@@ -447,7 +468,9 @@ async fn follow(monitor: &Monitor, stream: &Stream, share: f64) -> Result<(), St
             return Err(format!("the stream has stood still for {} s", STALL_MAX.as_secs()));
         }
         // A monitor that does not answer has a guest that is being stopped, most of all.
-        let Ok(Ok(Some(view))) = tokio::time::timeout(Duration::from_secs(1), monitor.view()).await else { continue };
+        let Ok(Ok(Some(view))) = tokio::time::timeout(Duration::from_secs(1), monitor.view()).await else {
+            continue;
+        };
         let limits = switchover_limits(view, share, DOWNTIME_MAX, direct);
         if last != Some(limits) {
             last = Some(limits);

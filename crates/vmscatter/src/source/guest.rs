@@ -87,7 +87,8 @@ impl SourceGuest {
         let machine = qmp.current_machine().await.map_err(fault)?;
         let blocks = ram_blocks(&qmp).await.map_err(fault)?;
         let memory = GuestMemory::locate(&qmp).await.map_err(|e| format!("{origin}: {e}"))?;
-        let blocks: Vec<_> = blocks.iter().map(|b| BlockSpec { name: b.name.clone(), bytes: b.bytes }).collect();
+        let blocks: Vec<_> =
+            blocks.iter().map(|b| BlockSpec { name: b.name.clone(), bytes: b.bytes }).collect();
         check_blocks(&blocks).map_err(|e| format!("{origin}: {e}"))?;
         let before = Arc::new(qmp.parameters().await.map_err(fault)?);
         let states = Arc::new(qmp.capabilities().await.map_err(fault)?);
@@ -170,7 +171,8 @@ impl Monitor {
     /// QEMU's own words.
     pub(super) async fn limit_switchover(&self, limits: SwitchoverLimits) -> Result<(), QmpError> {
         let mut parameters = vec![("downtime-limit", limits.downtime_limit_ms)];
-        parameters.extend(limits.avail_switchover_bandwidth.map(|bytes| ("avail-switchover-bandwidth", bytes)));
+        parameters
+            .extend(limits.avail_switchover_bandwidth.map(|bytes| ("avail-switchover-bandwidth", bytes)));
         self.set(&parameters).await
     }
 
@@ -190,7 +192,8 @@ impl Monitor {
     /// QEMU's own words.
     pub(super) async fn view(&self) -> Result<Option<QemuView>, QmpError> {
         let ram = self.qmp.query_migrate().await?.ram;
-        Ok(ram.map(|ram| QemuView { round: ram.dirty_sync_count, apparent_bytes_per_s: ram.mbps * 1e6 / 8.0 }))
+        Ok(ram
+            .map(|ram| QemuView { round: ram.dirty_sync_count, apparent_bytes_per_s: ram.mbps * 1e6 / 8.0 }))
     }
 
     /// Why QEMU says that the migration failed.
@@ -200,8 +203,10 @@ impl Monitor {
 
     /// Puts migration parameters and capabilities back as they were.
     pub(super) async fn restore(&self) {
-        let before = PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), self.before.get(*name)?.clone())));
-        let states: Vec<(&str, bool)> = self.capabilities.iter().map(|(name, state)| (name.as_str(), *state)).collect();
+        let before =
+            PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), self.before.get(*name)?.clone())));
+        let states: Vec<(&str, bool)> =
+            self.capabilities.iter().map(|(name, state)| (name.as_str(), *state)).collect();
         // Capabilities can't be set while a migration is being torn down, which takes QEMU a moment.
         for attempt in 0..50 {
             let result = match self.qmp.set_parameters(before.clone().collect()).await {

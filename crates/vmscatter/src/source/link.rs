@@ -93,21 +93,28 @@ impl TargetLink {
     }
 
     /// Seals a piece that only this target can open.
-    pub(super) fn seal(&self, header: &PieceHeader, payload: &[u8], out: &mut Vec<u8>) -> Result<(), SealError> {
+    pub(super) fn seal(
+        &self,
+        header: &PieceHeader,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), SealError> {
         let mut key = self.key.lock().unwrap_or_else(|e| e.into_inner());
         seal_piece(&mut key, header, payload, out).map(drop)
     }
 
     /// Sends a stream frame's body; waits while the connection is full.
     pub(super) fn send_stream(&self, vm: u16, seq: u64, body: &[u8], priority: Priority) {
-        let mut header = PieceHeader::whole(PieceKind::Stream, self.own_set, self.session_tag, seq, body.len());
+        let mut header =
+            PieceHeader::whole(PieceKind::Stream, self.own_set, self.session_tag, seq, body.len());
         header.vm = vm;
         let mut sealed = Vec::new();
         if self.seal(&header, body, &mut sealed).is_err() {
             tracing::error!(target = self.name, "its key is used up");
             return self.close();
         }
-        *self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).entry(vm).or_default() += sealed.len() as u64;
+        *self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).entry(vm).or_default() +=
+            sealed.len() as u64;
         self.sent_bytes.fetch_add(sealed.len() as u64, Relaxed);
         // A connection that has broken ends the control connection too, which the session is told of.
         if self.data.send(priority, sealed).is_err() {

@@ -26,12 +26,12 @@ use super::stream::Stream;
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver, hello};
-use crate::agent::guest_file::format_uuid;
+use crate::agent::guest_file::{GuestFile, format_uuid};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
-use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts};
+use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts, ScatterOutcome};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
@@ -50,7 +50,9 @@ enum Stop {
     Cancelled,
 }
 
-/// Moves the request's guests.
+/// Moves the request's guests: all at once, or, with `parallel`, in waves of so many, each a session of its own.
+///
+/// Contents that stand in guests of several waves are sent once in each.
 pub async fn run_migrate(
     ctx: Arc<AgentContext>,
     request: MigrateRequest,
@@ -58,12 +60,54 @@ pub async fn run_migrate(
     cancel: CancelToken,
 ) -> MigrateOutcome {
     let start = Instant::now();
-    let run = Run { ctx, request, sink, cancel: cancel.clone(), start };
-    match run.run().await {
-        Ok(outcome) => outcome,
-        Err(Stop::BadInput(error)) => MigrateOutcome::bad_input(error),
-        Err(Stop::Failed(error)) => MigrateOutcome::failed(error),
-        Err(Stop::Cancelled) => MigrateOutcome::cancelled(),
+    let wave_len = request.parallel.unwrap_or(request.guests.len()).max(1);
+    let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
+    for wave in request.guests.chunks(wave_len) {
+        let request = MigrateRequest { guests: wave.to_vec(), ..request.clone() };
+        let run = Run { ctx: ctx.clone(), request, sink: sink.clone(), cancel: cancel.clone(), start };
+        let outcome = match run.run().await {
+            Ok(outcome) => outcome,
+            // Before anything was moved the whole job ends so; afterwards only the guests of this wave have stayed.
+            Err(stop) if guests.is_empty() => return stop.into_outcome(),
+            Err(stop) => {
+                guests.extend(wave.iter().map(|guest| stop.stayed(guest)));
+                continue;
+            }
+        };
+        session = outcome.session;
+        guests.extend(outcome.guests);
+        scatter.add(&outcome.scatter);
+    }
+    MigrateOutcome::of_guests(session, start.elapsed().as_secs_f64(), guests, scatter)
+}
+
+impl Stop {
+    fn into_outcome(self) -> MigrateOutcome {
+        match self {
+            Stop::BadInput(error) => MigrateOutcome::bad_input(error),
+            Stop::Failed(error) => MigrateOutcome::failed(error),
+            Stop::Cancelled => MigrateOutcome::cancelled(),
+        }
+    }
+
+    /// What is said of a guest that never became part of a session.
+    fn stayed(&self, guest: &GuestText) -> GuestOutcome {
+        let file = GuestFile::parse(&guest.text, &guest.origin);
+        let (status, reason) = match self {
+            Stop::BadInput(error) | Stop::Failed(error) => (GuestStatus::Failed, error.clone()),
+            Stop::Cancelled => (GuestStatus::Cancelled, "cancelled".to_owned()),
+        };
+        GuestOutcome {
+            name: file.map_or_else(|_| guest.origin.clone(), |file| file.name.clone()),
+            uuid: String::new(),
+            target: None,
+            status,
+            verified: false,
+            downtime_ms: None,
+            reason: Some(reason),
+            pages: PageCounts::default(),
+            unicast_bytes: 0,
+        }
     }
 }
 
@@ -132,7 +176,9 @@ impl Run {
         let mut guests: Vec<SourceGuest> = Vec::new();
         for GuestText { origin, text } in &self.request.guests {
             let guest = SourceGuest::open(&self.ctx, origin, text).await.map_err(Stop::BadInput)?;
-            if let Some(other) = guests.iter().find(|other| other.uuid == guest.uuid || other.name == guest.name) {
+            if let Some(other) =
+                guests.iter().find(|other| other.uuid == guest.uuid || other.name == guest.name)
+            {
                 return Err(Stop::BadInput(format!("{origin}: the same guest as '{}'", other.name)));
             }
             guests.push(guest);
@@ -144,14 +190,21 @@ impl Run {
         let mut connections = Vec::new();
         for target in &self.request.targets {
             let ours = hello(&self.ctx.config.name, Resources::default());
-            let connect = ControlConnection::connect(target.addr, &target.name, &self.ctx.tls, ours, keys.session);
+            let connect =
+                ControlConnection::connect(target.addr, &target.name, &self.ctx.tls, ours, keys.session);
             connections.push(connect.await.map_err(|error| Stop::BadInput(error.to_string()))?);
         }
         Ok(connections)
     }
 
-    fn place(&self, guests: &[SourceGuest], connections: &[ControlConnection]) -> Result<Vec<Option<TargetId>>, Stop> {
-        let pins: HashMap<&str, &str> = self.request.pins.iter().map(|pin| (pin.guest.as_str(), pin.target.as_str())).collect();
+    fn place(
+        &self,
+        guests: &[SourceGuest],
+        connections: &[ControlConnection],
+    ) -> Result<Vec<Option<TargetId>>, Stop> {
+        // A pin may name a guest of another wave.
+        let pins: HashMap<&str, &str> =
+            self.request.pins.iter().map(|pin| (pin.guest.as_str(), pin.target.as_str())).collect();
         let number = |name: &str| {
             let at = self.request.targets.iter().position(|target| target.name == name);
             at.map(|at| TargetId(at as u8))
@@ -163,7 +216,11 @@ impl Run {
         let demands: Vec<_> = guests.iter().map(demand).collect();
         let demands: Vec<VmDemand<'_>> = demands
             .iter()
-            .map(|(name, memory_bytes, pinned)| VmDemand { name, memory_bytes: *memory_bytes, pinned: *pinned })
+            .map(|(name, memory_bytes, pinned)| VmDemand {
+                name,
+                memory_bytes: *memory_bytes,
+                pinned: *pinned,
+            })
             .collect();
         let capacity = |connection: &ControlConnection| connection.peer.resources.free_memory_bytes;
         let targets: Vec<TargetCapacity<'_>> = connections
@@ -205,7 +262,8 @@ impl Run {
         self.grant(&sets, &links, &mut events, &to_events).await?;
         let compression = compression(self.request.compress);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let encoders = EncodePool::start(threads, compression).map_err(|e| Stop::Failed(format!("threads: {e}")))?;
+        let encoders =
+            EncodePool::start(threads, compression).map_err(|e| Stop::Failed(format!("threads: {e}")))?;
         let bandwidth = self.request.bandwidth_bits.map(|bits| bits / 8);
         let rate = bandwidth.map_or(LINK_BYTES_PER_S, |bytes| bytes as f64);
         let (to_stream_events, stream_events) = unbounded_channel();
@@ -270,8 +328,7 @@ impl Run {
             number: (links.len() + at) as u16,
             set: plan.set,
             key: random(),
-            group: (at < GROUPS_MAX)
-                .then(|| SocketAddr::new(random_group(&self.ctx.config.multicast), port)),
+            group: (at < GROUPS_MAX).then(|| SocketAddr::new(random_group(&self.ctx.config.multicast), port)),
         };
         schedule.multicast().iter().enumerate().map(set).collect()
     }
@@ -306,7 +363,9 @@ impl Run {
                     waiting.remove(&target);
                     for (_, reason) in failed {
                         let name = links[usize::from(target)].name();
-                        let text = format!("{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}");
+                        let text = format!(
+                            "{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}"
+                        );
                         self.sink.emit(JobEvent::Warning { guest: None, text });
                     }
                 }
@@ -317,8 +376,12 @@ impl Run {
                     early.push(event);
                 }
                 Ok(None) | Err(_) => {
-                    let names: Vec<&str> = waiting.iter().map(|target| links[usize::from(*target)].name()).collect();
-                    return Err(Stop::Failed(format!("no answer about multicast groups from {}", names.join(", "))));
+                    let names: Vec<&str> =
+                        waiting.iter().map(|target| links[usize::from(*target)].name()).collect();
+                    return Err(Stop::Failed(format!(
+                        "no answer about multicast groups from {}",
+                        names.join(", ")
+                    )));
                 }
             }
         }
@@ -339,7 +402,8 @@ impl Run {
         let ControlConnection { sender, mut receiver, peer } = connection;
         let fault = |what: String| Stop::Failed(format!("{}: {what}", peer.name));
         let own = SetGrant { set: number, key: random(), group: None };
-        let open = Message::Open { mac_key: keys.mac, digest_key: keys.digest, target: number, own_set: number };
+        let open =
+            Message::Open { mac_key: keys.mac, digest_key: keys.digest, target: number, own_set: number };
         for message in [open, Message::Grant(vec![own.clone()])] {
             sender.send(message).await.map_err(|e| fault(e.to_string()))?;
         }
@@ -358,7 +422,8 @@ impl Run {
     }
 
     fn outcome(&self, actor: &Actor) -> MigrateOutcome {
-        let guests = actor.vms.iter().enumerate().map(|(vm, state)| self.guest_outcome(actor, vm as u16, state));
+        let guests =
+            actor.vms.iter().enumerate().map(|(vm, state)| self.guest_outcome(actor, vm as u16, state));
         let scatter = actor.scatter.counters();
         MigrateOutcome::of_guests(
             actor.session_id.clone(),
@@ -440,7 +505,8 @@ fn forward_qmp(vm: u16, guest: &mut SourceGuest, events: &UnboundedSender<Event>
                 return;
             }
         }
-        let closed = crate::qemu::qmp::QmpEvent { name: CLOSED.to_owned(), data: serde_json::Value::Null, time_us: 0 };
+        let closed =
+            crate::qemu::qmp::QmpEvent { name: CLOSED.to_owned(), data: serde_json::Value::Null, time_us: 0 };
         let _ = events.send(Event::Qmp(vm, closed));
     });
 }

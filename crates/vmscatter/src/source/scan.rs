@@ -40,7 +40,8 @@ pub(super) async fn collect_guests(
     let work = {
         let progress = progress.clone();
         tokio::task::spawn_blocking(move || {
-            let sources: Vec<&dyn PageSource> = memories.iter().map(|memory| &**memory as &dyn PageSource).collect();
+            let sources: Vec<&dyn PageSource> =
+                memories.iter().map(|memory| &**memory as &dyn PageSource).collect();
             let start = Instant::now();
             let collected = collect(&sources, &key, threads, &progress)?;
             Ok(Collection { collected, bytes_read: progress.bytes_read.load(Relaxed), time: start.elapsed() })
@@ -60,7 +61,10 @@ impl PageSource for GuestMemory {
         let pages = |bytes: u64| (bytes / PAGE_SIZE as u64) as u32;
         let blocks = (0..).zip(GuestMemory::blocks(self));
         // Blocks that can't be read from outside come by the stream.
-        blocks.filter(|(_, block)| block.readable).map(|(number, block)| (number, pages(block.bytes))).collect()
+        blocks
+            .filter(|(_, block)| block.readable)
+            .map(|(number, block)| (number, pages(block.bytes)))
+            .collect()
     }
 
     fn populated(&self, block: u16, first: u32, count: u32) -> io::Result<Vec<Range<u32>>> {

@@ -1,7 +1,7 @@
 //! The scatter: one thread that reads shared contents again, sends them at the pace that core's sender finds, and
 //! settles what each VM's target holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use vmscatter_core::session::{ScatterFrame, Scatterer, SessionKeys};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::{Message, Report, Uuid};
-use vmscatter_core::wire::piece::{seal_piece, session_tag};
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
 use vmscatter_core::wire::seal::{Channel, SealKey};
 
 use super::actor::Event;
@@ -31,6 +31,10 @@ use crate::report::outcome::ScatterOutcome;
 
 /// The thread looks up at least this often while there is something to send.
 const LOOK_UP: Duration = Duration::from_millis(5);
+/// A member that has heard no probe by then is served over TCP.
+const PROBE_DEADLINE: Duration = Duration::from_millis(1500);
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+const PROBE_BYTES: usize = 16;
 /// Frames that are being encoded at once.
 const ENCODING_MAX: usize = 16;
 
@@ -64,8 +68,8 @@ pub(super) struct Setup {
 enum Order {
     Start,
     Report(u16, Report),
-    /// A target's groups do not reach it.
-    Unreached(u16, u16),
+    /// A probe on this set's group has reached this target.
+    Heard(u16, u16),
     RemoveTarget(u16),
     RemoveVm(u16),
     Settle(u16, u16, Arc<Stream>),
@@ -115,9 +119,9 @@ impl ScatterThread {
         self.order(Order::Report(target, report));
     }
 
-    /// A set's group does not reach this member: it is served over TCP.
-    pub(super) fn unreached(&self, set: u16, target: u16) {
-        self.order(Order::Unreached(set, target));
+    /// A probe on this set's group has reached this target.
+    pub(super) fn heard(&self, set: u16, target: u16) {
+        self.order(Order::Heard(set, target));
     }
 
     pub(super) fn remove_target(&self, target: u16) {
@@ -181,10 +185,25 @@ struct Work {
     stopped: bool,
     sealed: Vec<u8>,
     told: Instant,
+    probing: Option<Probing>,
+}
+
+/// Finding out which members multicast reaches, before anything is sent by it.
+struct Probing {
+    deadline: Instant,
+    next: Instant,
+    /// Sets and members of which nothing was heard yet.
+    waiting: HashSet<(u16, u16)>,
+    keys: HashMap<u16, SealKey>,
 }
 
 impl Work {
-    fn new(setup: Setup, orders: Queue<Order>, queue: Receiver<Order>, shared: Arc<Shared>) -> std::io::Result<Work> {
+    fn new(
+        setup: Setup,
+        orders: Queue<Order>,
+        queue: Receiver<Order>,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<Work> {
         let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500).max(1280);
         let grouped = setup.sets.iter().any(|set| set.group.is_some());
         let local = setup.links.first().map(|link| link.local_addr().ip());
@@ -214,6 +233,7 @@ impl Work {
             stopped: false,
             sealed: Vec::new(),
             told: Instant::now(),
+            probing: None,
             start: Instant::now(),
             setup,
             queue,
@@ -221,7 +241,64 @@ impl Work {
             shared,
         };
         work.add_sets();
+        work.probing = Some(work.start_probing()).filter(|probing| !probing.waiting.is_empty());
         Ok(work)
+    }
+
+    fn start_probing(&self) -> Probing {
+        let grouped = |link: &&SetLink| self.sets.get(&link.number).is_some_and(|set| set.group.is_some());
+        let links: Vec<&SetLink> = self.setup.sets.iter().filter(grouped).collect();
+        let members = |link: &&SetLink| {
+            let number = link.number;
+            link.set.members().map(move |target| (number, u16::from(target.0))).collect::<Vec<_>>()
+        };
+        Probing {
+            deadline: Instant::now() + PROBE_DEADLINE,
+            next: Instant::now(),
+            waiting: links.iter().flat_map(members).collect(),
+            keys: links.iter().map(|link| (link.number, SealKey::new(&link.key, Channel::PROBE))).collect(),
+        }
+    }
+
+    /// Sends probes until every member has heard one; those that have not by the deadline are served over TCP.
+    fn probe(&mut self) {
+        let Some(mut probing) = self.probing.take() else { return };
+        if probing.waiting.is_empty() {
+            return;
+        }
+        if Instant::now() >= probing.deadline {
+            let mut targets = HashSet::new();
+            for (set, target) in probing.waiting {
+                self.sender.serve_by_unicast(set, target);
+                targets.insert(target);
+            }
+            for target in targets {
+                let _ = self.setup.events.send(Event::Unreached(target));
+            }
+            return;
+        }
+        if Instant::now() >= probing.next {
+            probing.next = Instant::now() + PROBE_INTERVAL;
+            let sets: HashSet<u16> = probing.waiting.iter().map(|(set, _)| *set).collect();
+            for set in sets {
+                self.send_probe(set, probing.keys.get_mut(&set));
+            }
+        }
+        self.probing = Some(probing);
+    }
+
+    fn send_probe(&mut self, set: u16, key: Option<&mut SealKey>) {
+        let group = self.sets.get(&set).and_then(|set| set.group.as_ref()).map(|(group, _)| *group);
+        let (Some(group), Some(key), Some(socket)) = (group, key, self.socket.as_mut()) else { return };
+        let header =
+            PieceHeader::whole(PieceKind::Probe, set, session_tag(&self.setup.session), 0, PROBE_BYTES);
+        let mut piece = Vec::new();
+        if seal_piece(key, &header, &[0; PROBE_BYTES], &mut piece).is_ok() {
+            let bytes = piece.len();
+            if let Err(error) = socket.send(group, &piece, bytes) {
+                tracing::debug!("probe: {error}");
+            }
+        }
     }
 
     /// The granted sets, and for contents of one target that target's own.
@@ -251,7 +328,8 @@ impl Work {
     fn run(&mut self) {
         while !self.stopped {
             self.wait();
-            if self.running {
+            self.probe();
+            if self.running && self.probing.is_none() {
                 self.fill();
             }
             self.transmit();
@@ -270,7 +348,7 @@ impl Work {
         let at = self.sender.poll_timeout();
         let span = match at {
             Some(at) => at.since(now).min(LOOK_UP),
-            None if self.running => LOOK_UP,
+            None if self.running || self.probing.is_some() => LOOK_UP,
             None => Duration::from_millis(100),
         };
         let first = if span.is_zero() { self.queue.try_recv().ok() } else { self.wait_for(span) };
@@ -293,8 +371,13 @@ impl Work {
         let now = self.now();
         match order {
             Order::Start => {
-                let plans: Vec<FramePlan> =
-                    self.setup.schedule.sets.iter().flat_map(|set| set.frames(&self.setup.contents)).collect();
+                let plans: Vec<FramePlan> = self
+                    .setup
+                    .schedule
+                    .sets
+                    .iter()
+                    .flat_map(|set| set.frames(&self.setup.contents))
+                    .collect();
                 self.plans = plans.into_iter();
                 self.running = true;
             }
@@ -307,11 +390,16 @@ impl Work {
                 }
                 self.sender_events();
             }
-            Order::Unreached(set, target) => self.sender.serve_by_unicast(set, target),
+            Order::Heard(set, target) => {
+                if let Some(probing) = &mut self.probing {
+                    probing.waiting.remove(&(set, target));
+                }
+            }
             Order::RemoveTarget(target) => self.remove_target(target),
             Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
             Order::Settle(vm, target, stream) => {
-                let acked = |frame| self.acked.get(&frame).is_some_and(|targets| targets & (1 << target) != 0);
+                let acked =
+                    |frame| self.acked.get(&frame).is_some_and(|targets| targets & (1 << target) != 0);
                 stream.with(|stream| stream.scatter_closed(acked));
                 let _ = self.setup.events.send(Event::Settled(vm));
             }
@@ -400,7 +488,9 @@ impl Work {
 
     fn multicast(&mut self, transmit: &Transmit) {
         let tag = session_tag(&self.setup.session);
-        let Some((group, key)) = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut()) else { return };
+        let Some((group, key)) = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut()) else {
+            return;
+        };
         self.sealed.clear();
         let mut segment = 0;
         for (header, payload) in transmit.pieces(tag) {
@@ -411,10 +501,13 @@ impl Work {
             segment = segment.max(self.sealed.len() - before);
         }
         // What the kernel does not take is lost like any datagram, and repaired.
-        if let Some(Err(error)) = self.socket.as_mut().map(|socket| socket.send(*group, &self.sealed, segment)) {
+        if let Some(Err(error)) =
+            self.socket.as_mut().map(|socket| socket.send(*group, &self.sealed, segment))
+        {
             tracing::debug!("multicast: {error}");
         }
-        self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).multicast_bytes += self.sealed.len() as u64;
+        self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).multicast_bytes +=
+            self.sealed.len() as u64;
     }
 
     fn unicast(&mut self, transmit: &Transmit, target: u16) {
@@ -431,7 +524,8 @@ impl Work {
             if result.is_err() {
                 return tracing::error!("a set's key is used up");
             }
-            self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).unicast_bytes += sealed.len() as u64;
+            self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).unicast_bytes +=
+                sealed.len() as u64;
             link.send_scatter(sealed);
         }
     }

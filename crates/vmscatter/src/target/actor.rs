@@ -347,10 +347,16 @@ impl Actor {
     fn leave(mut self) {
         let in_doubt: Vec<String> = self.session.in_doubt().map(|spec| spec.name.clone()).collect();
         for name in in_doubt {
-            tracing::error!(vm = name, source = self.about.peer.name, "in doubt: paused here until its source decides");
+            tracing::error!(
+                vm = name,
+                source = self.about.peer.name,
+                "in doubt: paused here until its source decides"
+            );
         }
+        let counted = self.ctx.config.memory.capacity_bytes.is_some();
+        let _runtime = self.runtime.enter();
         for incoming in self.vms.drain().filter_map(|(_, state)| state.incoming) {
-            incoming.release();
+            incoming.release(counted);
         }
     }
 }

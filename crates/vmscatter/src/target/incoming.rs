@@ -35,8 +35,8 @@ pub(super) struct Incoming {
     qmp: Qmp,
     events: mpsc::Receiver<QmpEvent>,
     stderr: PathBuf,
-    /// Set aside while the guest comes in; once it runs, Linux counts what it uses.
-    _memory: MemoryShare,
+    /// Set aside for the guest for as long as it is here.
+    memory: MemoryShare,
 }
 
 /// Starts the VM's incoming QEMU and connects to its migration socket.
@@ -44,12 +44,14 @@ pub(super) struct Incoming {
 /// # Errors
 /// One line that names what is wrong; nothing of the attempt is left then.
 pub(super) async fn start(ctx: &AgentContext, spec: &VmSpec) -> Result<(Incoming, UnixStream), String> {
-    let file = GuestFile::parse(&spec.guest_file, &format!("guest file of {}", spec.name)).map_err(|e| e.to_string())?;
+    let file = GuestFile::parse(&spec.guest_file, &format!("guest file of {}", spec.name))
+        .map_err(|e| e.to_string())?;
     let guest = file.expand(&ctx.values).map_err(|e| e.to_string())?;
     let bytes = spec.blocks.iter().fold(0u64, |sum, block| sum.saturating_add(block.bytes));
-    let memory = ctx.memory.take(bytes).map_err(|free| {
-        format!("not enough memory: {} MiB needed, {} MiB free", bytes >> 20, free >> 20)
-    })?;
+    let memory = ctx
+        .memory
+        .take(bytes)
+        .map_err(|free| format!("not enough memory: {} MiB needed, {} MiB free", bytes >> 20, free >> 20))?;
     let place = ctx.config.run_dir.join(format!("in-{}", format_uuid(&spec.uuid)));
     let (monitor, socket) = (place.with_extension("qmp"), place.with_extension("mig"));
     let stderr = place.with_extension("err");
@@ -59,7 +61,7 @@ pub(super) async fn start(ctx: &AgentContext, spec: &VmSpec) -> Result<(Incoming
             // Both ends are connected: nobody else is to find them.
             let _ = std::fs::remove_file(&monitor);
             let _ = std::fs::remove_file(&socket);
-            Ok((Incoming { child, qmp, events, stderr, _memory: memory }, stream))
+            Ok((Incoming { child, qmp, events, stderr, memory }, stream))
         }
         Err((mut child, reason)) => {
             let _ = child.kill().await;
@@ -93,7 +95,6 @@ async fn connect(
     spec: &VmSpec,
     monitor: &Path,
     socket: &Path,
-
 ) -> Result<Connected, (Child, String)> {
     let attempt = async {
         let (qmp, events) = connect_monitor(&mut child, monitor).await?;
@@ -112,7 +113,10 @@ async fn connect(
 }
 
 /// Connects as soon as QEMU listens, or says that it has ended.
-async fn connect_monitor(child: &mut Child, monitor: &Path) -> Result<(Qmp, mpsc::Receiver<QmpEvent>), String> {
+async fn connect_monitor(
+    child: &mut Child,
+    monitor: &Path,
+) -> Result<(Qmp, mpsc::Receiver<QmpEvent>), String> {
     let start = Instant::now();
     loop {
         if let Ok(Some(status)) = child.try_wait() {
@@ -139,7 +143,10 @@ async fn configure(qmp: &Qmp, spec: &VmSpec) -> Result<(), String> {
     let blocks = ram_blocks(qmp).await.map_err(text)?;
     for block in &spec.blocks {
         if !blocks.iter().any(|ours| ours.name == block.name && ours.bytes == block.bytes) {
-            return Err(format!("no RAM block {} of {} bytes here (is the command line the same?)", block.name, block.bytes));
+            return Err(format!(
+                "no RAM block {} of {} bytes here (is the command line the same?)",
+                block.name, block.bytes
+            ));
         }
     }
     let features = qmp.features().await.map_err(text)?;
@@ -162,9 +169,17 @@ impl Incoming {
         resumed.unwrap_or_else(|_| Err(format!("no RESUME within {} s of cont", RESUME_DEADLINE.as_secs())))
     }
 
-    /// Lets the guest be: it is this host's now.
-    pub(super) fn release(self) {
-        let _ = std::fs::remove_file(&self.stderr);
+    /// Lets the guest be: it is this host's now. Where the host's capacity was configured (`counted`), its memory stays
+    /// set aside until its QEMU ends; else Linux counts what it uses.
+    pub(super) fn release(self, counted: bool) {
+        let Incoming { mut child, stderr, memory, .. } = self;
+        let _ = std::fs::remove_file(&stderr);
+        if counted {
+            tokio::spawn(async move {
+                let _ = child.wait().await;
+                drop(memory);
+            });
+        }
     }
 
     /// Ends the QEMU for good; it is gone when this returns.

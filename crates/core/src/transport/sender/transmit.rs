@@ -106,10 +106,10 @@ impl Sender {
             return None;
         }
         self.unicast_turn = !self.unicast_turn;
-        if self.unicast_turn {
-            if let Some(transmit) = self.next_unicast(now) {
-                return Some(transmit);
-            }
+        if self.unicast_turn
+            && let Some(transmit) = self.next_unicast(now)
+        {
+            return Some(transmit);
         }
         if ready {
             let transmit = self.next_multicast_repair(now).or_else(|| self.next_multicast(now));
