@@ -3,8 +3,10 @@
 //! [`WorstMember`] is built like BBR (Cardwell et al., ACM Queue 14(5), 2016): it looks at what arrives, not at the
 //! mere fact of loss. Per member it keeps the highest rate that has arrived of late; the lowest of these is the
 //! base. It doubles until the base stops growing, lets the queue drain, and then stays just below the base with a
-//! short probe above it now and then. A member that loses 2 % more than it always does sets its own mark to what
-//! arrives at that moment; one whose queue grows is not probed hard. Loss that is always there (a bad link) is not taken for congestion.
+//! short probe above it now and then. A member that loses much more than usual counts only what arrived just now; one
+//! whose reports come late is not probed hard, and no more, since a busy host reports late however slowly it is sent
+//! to. Loss that is always there (a bad link) is not taken for congestion, and neither is its unevenness: one lost
+//! super-packet is forty datagrams.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -19,10 +21,36 @@ pub struct Sample {
     pub rate: u64,
     /// Share of the member's datagrams that did not arrive, 0 to 1.
     pub loss: f32,
-    /// The time that the latest datagram took to be reported, above the lowest ever seen.
+    /// The least time that a datagram took to be reported, above the least ever seen.
     pub queue_delay: Duration,
-    /// There were moments when nothing was sent though the pace allowed it, so the path may carry more.
-    pub limited: bool,
+    /// What this covers.
+    pub span: Duration,
+    /// There were moments with nothing to send, so the path may carry more.
+    pub starved: bool,
+    /// There were moments when this host came too late to keep the pace: the path, or its own link, may carry more.
+    pub late: bool,
+}
+
+impl Sample {
+    /// Both stretches as one.
+    fn joined(&self, other: &Sample) -> Sample {
+        let span = self.span + other.span;
+        let share = self.span.as_secs_f64() / span.as_secs_f64().max(1e-9);
+        let mean = |a: f64, b: f64| a * share + b * (1.0 - share);
+        Sample {
+            rate: mean(self.rate as f64, other.rate as f64) as u64,
+            loss: mean(self.loss.into(), other.loss.into()) as f32,
+            queue_delay: self.queue_delay.min(other.queue_delay),
+            span,
+            starved: self.starved || other.starved,
+            late: self.late || other.late,
+        }
+    }
+
+    /// What arrived was less than what could have been sent.
+    fn is_limited(&self) -> bool {
+        self.starved || self.late
+    }
 }
 
 /// Decides how fast multicast leaves.
@@ -57,30 +85,34 @@ const STARTUP_GAIN: f64 = 2.0;
 const DRAIN_GAIN: f64 = 0.75;
 const PROBE_GAIN: f64 = 1.05;
 /// For the probe after one that found more.
-const PROBE_GAIN_FAST: f64 = 1.25;
+const PROBE_GAIN_FAST: f64 = 1.15;
 /// Growth of the base over a cycle that says that the last probe found more.
 const PROBE_FOUND: f64 = 1.03;
 const AFTER_PROBE_GAIN: f64 = 0.95;
 const CRUISE_GAIN: f64 = 0.99;
-/// A probe, a pause and this many rounds of cruising.
+/// A probe, a pause, and cruising for the rest.
 const ROUNDS: u32 = 8;
-const ROUND: Duration = Duration::from_millis(60);
+const ROUND: Duration = Duration::from_millis(100);
+/// After the start, loss and delay are looked at over this much.
+const SPAN: Duration = Duration::from_millis(60);
 /// How long an arrived rate counts: two cycles.
-const MEMORY: Duration = Duration::from_millis(960);
-/// The same at a sign of congestion: what arrived while the queue filled is what the path takes.
-const CONGESTED_MEMORY: Duration = Duration::from_millis(100);
+const MEMORY: Duration = Duration::from_millis(1600);
+/// The same at a sign of congestion: what arrived while the queue was full is what the path takes.
+const CONGESTED_MEMORY: Duration = Duration::from_millis(200);
 /// Growth of the base that keeps the start going.
 const GROWTH: f64 = 1.25;
 /// Samples of each member without growth that end it.
 const STARTUP_STALLS: u32 = 3;
+/// Loss that ends it: twice what a path takes loses half.
+const STARTUP_LOSS: f32 = 0.20;
 /// Loss above a member's usual loss that means congestion.
-const LOSS_EXCESS: f32 = 0.02;
+const LOSS_EXCESS: f32 = 0.10;
 /// Usual loss beyond this is not made up for.
 const LOSS_USUAL_MAX: f32 = 0.10;
 /// Delay beyond which a member is not probed hard.
 const QUEUE_DELAY_MAX: Duration = Duration::from_millis(30);
-/// Samples over which the lowest loss is the usual one.
-const LOSS_SAMPLES: usize = 40;
+/// Samples over which the lowest loss is the usual one: those of two cycles.
+const LOSS_SAMPLES: usize = 50;
 /// The base falls to no less than this share of itself by one sample that was short of things to send.
 const LIMITED_FALL: f64 = 0.8;
 
@@ -104,11 +136,21 @@ enum Phase {
     Cycle { round: u32, until: Time },
 }
 
+/// What a sample tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Congestion {
+    None,
+    Delay,
+    Loss,
+}
+
 /// What is known of one member.
 #[derive(Debug, Default)]
 struct Member {
-    /// Arrived rates, falling from front to back: the front is the highest that still counts.
-    best: VecDeque<(Time, u64)>,
+    /// Samples that do not cover enough yet to tell of congestion.
+    partial: Option<Sample>,
+    /// Arrived rates and losses in them, of as long as they count.
+    samples: VecDeque<(Time, u64)>,
     losses: VecDeque<f32>,
 }
 
@@ -117,37 +159,42 @@ impl Member {
         self.losses.iter().copied().fold(LOSS_USUAL_MAX, f32::min)
     }
 
+    /// What arrived at best, and what would have arrived without the usual loss.
     fn base(&self) -> Option<u64> {
-        self.best.front().map(|(_, rate)| *rate)
+        let best = self.samples.iter().map(|(_, rate)| *rate).max()?;
+        Some((best as f64 / f64::from(1.0 - self.usual_loss())) as u64)
     }
 
-    /// Returns whether the sample tells of congestion.
-    fn learn(&mut self, now: Time, sample: &Sample) -> bool {
-        if self.losses.len() == LOSS_SAMPLES {
+    fn learn(&mut self, now: Time, sample: &Sample, is_startup: bool) -> Congestion {
+        let usual = self.usual_loss();
+        self.losses.push_back(sample.loss);
+        if self.losses.len() > LOSS_SAMPLES {
             self.losses.pop_front();
         }
-        self.losses.push_back(sample.loss);
-        let usual = self.usual_loss();
-        let rate = (sample.rate as f64 / f64::from(1.0 - usual)) as u64;
-        let lossy = sample.loss > usual + LOSS_EXCESS;
-        if lossy {
-            let floor = if sample.limited { LIMITED_FALL * self.base().unwrap_or(0) as f64 } else { 0.0 };
-            self.remember(now, rate.max(floor as u64), CONGESTED_MEMORY);
-        } else if !sample.limited || self.base().is_none_or(|base| rate > base) {
-            self.remember(now, rate, MEMORY);
+        let base = self.base();
+        if !sample.is_limited() || base.is_none_or(|base| sample.rate > base) {
+            self.remember(now, sample.rate, MEMORY);
         }
-        // Delay alone ends the start and slows the probing, and no more: a busy receiver is late with its reports
-        // however slowly it is sent to, and following that down would never end.
-        lossy || sample.queue_delay > QUEUE_DELAY_MAX
+        let joined = self.partial.take().map_or(*sample, |partial| partial.joined(sample));
+        if !is_startup && joined.span < SPAN {
+            self.partial = Some(joined);
+            return Congestion::None;
+        }
+        if joined.loss - usual > if is_startup { STARTUP_LOSS } else { LOSS_EXCESS } {
+            let floor = if joined.is_limited() { LIMITED_FALL * base.unwrap_or(0) as f64 } else { 0.0 };
+            self.remember(now, joined.rate.max(floor as u64), CONGESTED_MEMORY);
+            Congestion::Loss
+        } else if joined.queue_delay > QUEUE_DELAY_MAX {
+            Congestion::Delay
+        } else {
+            Congestion::None
+        }
     }
 
     fn remember(&mut self, now: Time, rate: u64, memory: Duration) {
-        while self.best.back().is_some_and(|(_, less)| *less <= rate) {
-            self.best.pop_back();
-        }
-        self.best.push_back((now, rate));
-        while now.since(self.best[0].0) > memory {
-            self.best.pop_front();
+        self.samples.push_back((now, rate));
+        while now.since(self.samples[0].0) > memory {
+            self.samples.pop_front();
         }
     }
 }
@@ -201,17 +248,19 @@ impl Default for WorstMember {
 
 impl CongestionControl for WorstMember {
     fn on_sample(&mut self, now: Time, target: u16, sample: &Sample) {
-        let congested = self.members.entry(target).or_default().learn(now, sample);
-        self.cycle_congested |= congested;
+        let is_startup = matches!(self.phase, Phase::Startup { .. });
+        let congested = self.members.entry(target).or_default().learn(now, sample, is_startup);
+        self.cycle_congested |= congested != Congestion::None;
         let members = self.members.len() as u32;
         let base = self.base().unwrap_or(0);
         let Phase::Startup { base: before, stalls } = &mut self.phase else { return };
         if base as f64 > *before as f64 * GROWTH {
             (*before, *stalls) = (base, 0);
-        } else if !sample.limited {
+        } else if !sample.starved {
+            // Also where the host is what limits the rate.
             *stalls += 1;
         }
-        if congested || *stalls >= STARTUP_STALLS * members {
+        if congested == Congestion::Loss || *stalls >= STARTUP_STALLS * members {
             self.end_startup(now);
         }
     }
@@ -251,7 +300,9 @@ mod tests {
                     rate: arrived as u64,
                     loss: (1.0 - arrived / rate) as f32,
                     queue_delay: Duration::ZERO,
-                    limited: false,
+                    span: Duration::from_millis(30),
+                    starved: false,
+                    late: false,
                 };
                 control.on_sample(*now, target as u16, &sample);
             }
@@ -289,16 +340,68 @@ mod tests {
         assert!(rate > fast * 95 / 100, "{rate}");
     }
 
+    /// A host that has no time to send what it may sees less arrive; slowing down for that would go on for ever.
     #[test]
-    fn a_late_reporter_is_not_starved() {
-        // A receiver short of CPU: everything arrives, every report is late.
+    fn late_host_is_not_taken_for_a_slow_path() {
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        let late = |rate: u64| Sample {
+            rate: rate * 8 / 10,
+            loss: 0.0,
+            queue_delay: Duration::from_millis(50),
+            span: Duration::from_millis(30),
+            starved: false,
+            late: true,
+        };
+        drive(&mut control, &mut now, 3000, &[(125_000_000, 0.0)]);
+        for _ in 0..200 {
+            now = now + Duration::from_millis(30);
+            let sample = late(control.rate(now));
+            control.on_sample(now, 0, &sample);
+        }
+        assert!(control.rate(now) > 110_000_000, "{}", control.rate(now));
+    }
+
+    /// One lost super-packet in some samples, none in others.
+    #[test]
+    fn uneven_loss_is_not_congestion() {
+        let (mut control, mut now, mut turn) = (WorstMember::new(), Time::ZERO, 0u64);
+        for _ in 0..600 {
+            now = now + Duration::from_millis(30);
+            for target in 0..3 {
+                turn += 1;
+                let loss = [0.0, 0.11, 0.0, 0.05, 0.09][(turn * 7 % 5) as usize];
+                let sent = control.rate(now).min(125_000_000);
+                let sample = Sample {
+                    rate: (sent as f64 * (1.0 - loss)) as u64,
+                    loss: loss as f32,
+                    queue_delay: Duration::ZERO,
+                    span: Duration::from_millis(30),
+                    starved: false,
+                    late: false,
+                };
+                control.on_sample(now, target, &sample);
+            }
+        }
+        assert!(control.rate(now) > 115_000_000, "{}", control.rate(now));
+    }
+
+    /// A receiver short of CPU: everything arrives, every report is late.
+    #[test]
+    fn late_reporter_is_not_starved() {
         let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
         for _ in 0..400 {
             let rate = control.rate(now).min(110_000_000);
             now = now + Duration::from_millis(30);
-            let queue_delay = Duration::from_millis(80);
-            control.on_sample(now, 0, &Sample { rate, loss: 0.0, queue_delay, limited: false });
+            let sample = Sample {
+                rate,
+                loss: 0.0,
+                queue_delay: Duration::from_millis(80),
+                span: Duration::from_millis(30),
+                starved: false,
+                late: false,
+            };
+            control.on_sample(now, 0, &sample);
         }
-        assert!(control.rate(now) > RATE_START, "{}", control.rate(now));
+        assert!(control.rate(now) > 100_000_000, "{}", control.rate(now));
     }
 }

@@ -26,8 +26,9 @@ struct Run {
     at: Time,
     /// Bytes sent by multicast until its end, over all sets.
     bytes: u64,
-    /// Pauses until then, for want of something to send or of time to send it.
+    /// Pauses until then for want of something to send, and of time to send it.
     pauses: u64,
+    late: u64,
 }
 
 /// What has left by multicast lately.
@@ -38,21 +39,34 @@ pub(super) struct History {
     forgotten: u64,
     bytes: u64,
     pauses: u64,
+    late: u64,
 }
 
 impl History {
     pub(super) fn sent(&mut self, now: Time, set: u16, below: u64, bytes: usize) {
         self.bytes += bytes as u64;
-        self.runs.push_back(Run { set, below, at: now, bytes: self.bytes, pauses: self.pauses });
+        self.runs.push_back(Run {
+            set,
+            below,
+            at: now,
+            bytes: self.bytes,
+            pauses: self.pauses,
+            late: self.late,
+        });
         while self.runs.len() > HISTORY_RUNS_MAX || now.since(self.runs[0].at) > HISTORY_SPAN {
             self.runs.pop_front();
             self.forgotten += 1;
         }
     }
 
-    /// Something could have been sent, and was not.
+    /// Something could have been sent, and there was nothing.
     pub(super) fn paused(&mut self) {
         self.pauses += 1;
+    }
+
+    /// The sender was asked too late to keep its pace.
+    pub(super) fn was_late(&mut self) {
+        self.late += 1;
     }
 }
 
@@ -67,6 +81,8 @@ pub(super) struct PathState {
     cursor: u64,
     mark: Option<Mark>,
     delay: Option<Delay>,
+    /// The least delay of the current sample.
+    least_delay: Option<Duration>,
 }
 
 /// Where the current sample began.
@@ -130,8 +146,10 @@ impl PathState {
         Some(Sample {
             rate: ((run.bytes - mark.run.bytes) as f64 * arrived / span) as u64,
             loss: (1.0 - arrived) as f32,
-            queue_delay: delay.smoothed.saturating_sub(delay.lowest),
-            limited: run.pauses != mark.run.pauses,
+            queue_delay: self.least_delay.take().unwrap_or(delay.lowest).saturating_sub(delay.lowest),
+            span: elapsed,
+            starved: run.pauses != mark.run.pauses,
+            late: run.late != mark.run.late,
         })
     }
 
@@ -159,6 +177,7 @@ impl PathState {
             },
         };
         self.delay = Some(delay);
+        self.least_delay = Some(self.least_delay.map_or(sample, |least| least.min(sample)));
         delay
     }
 }

@@ -98,8 +98,8 @@ impl Sender {
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
         self.tick(now);
         if self.bucket.refill(now, self.rate) {
-            // We were late: what arrives tells of this host's load, not of the path.
-            self.history.paused();
+            // What arrives tells of this host's load, not of the path.
+            self.history.was_late();
         }
         let ready = self.bucket.ready(now, self.rate);
         if !ready && self.config.bandwidth.is_some() {

@@ -131,24 +131,27 @@ fn bandwidth_is_kept() {
 /// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
 #[test]
 fn idle_link_is_filled() {
-    for (queue_bytes, loss) in [(256 << 10, 0.0), (4 << 20, 0.0), (4 << 20, 0.01)] {
-        let net = Net { queue_bytes, ..Net::default() };
+    let lossless = [(256 << 10, 0.0, false), (4 << 20, 0.0, false)];
+    let lossy = [(1 << 20, 0.01, false), (1 << 20, 0.01, true), (1 << 20, 0.05, true)];
+    for (queue_bytes, loss, lose_whole) in lossless.into_iter().chain(lossy) {
+        let net = Net { queue_bytes, lose_whole, ..Net::default() };
         let mut world = World::new(8, 3, net, SenderConfig::default());
         world.hosts.iter_mut().for_each(|host| host.loss = loss);
         world.add_set(1, &[0, 1, 2], true);
-        // The start, and then a second of the link.
-        world.scatter(&[1], 1200, 64_000, 5 * SECOND);
+        // The start, and then a second and a half of the link.
+        world.scatter(&[1], 1000, 64_000, 10 * SECOND);
         let (start, before, dropped) = (world.now, world.multicast_bytes, world.dropped);
         let pieces = world.sender.counters().multicast_pieces;
-        world.scatter(&[1], 2000, 64_000, 5 * SECOND);
+        world.scatter(&[1], 3000, 64_000, 10 * SECOND);
         let share = (world.multicast_bytes - before) as f64
             / world.now.since(start).as_secs_f64()
             / world.net.rate as f64;
         let pieces = world.sender.counters().multicast_pieces - pieces;
         let dropped = (world.dropped - dropped) as f64 / pieces as f64;
-        println!("queue {queue_bytes}, loss {loss}: {share:.3} of the link, {dropped:.4} dropped before it");
-        assert!(share > 0.93, "{share} of the link with a queue of {queue_bytes} and loss {loss}");
-        assert!(dropped < 0.02, "{dropped} dropped with a queue of {queue_bytes} and loss {loss}");
+        let case = format!("queue {queue_bytes}, loss {loss}, whole {lose_whole}");
+        println!("{case}: {share:.3} of the link, {dropped:.4} dropped before it");
+        assert!(share > 0.93, "{share} of the link, {case}");
+        assert!(dropped < 0.02, "{dropped} dropped, {case}");
         world.check_arrival();
     }
 }

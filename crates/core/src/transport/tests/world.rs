@@ -47,12 +47,14 @@ pub(super) struct Net {
     /// Added to each datagram's delay, drawn evenly.
     pub(super) jitter: Duration,
     pub(super) twice: f64,
+    /// What is lost is lost with its whole transmission, as super-packets are.
+    pub(super) lose_whole: bool,
 }
 
 impl Default for Net {
     fn default() -> Self {
         let (delay, jitter) = (Duration::from_micros(150), Duration::ZERO);
-        Net { rate: 125_000_000, queue_bytes: 4 << 20, delay, jitter, twice: 0.0 }
+        Net { rate: 125_000_000, queue_bytes: 4 << 20, delay, jitter, twice: 0.0, lose_whole: false }
     }
 }
 
@@ -237,16 +239,24 @@ impl World {
         assert_eq!(pieces.iter().map(Vec::len).sum::<usize>(), transmit.sealed_bytes());
         match transmit.path {
             Path::Multicast { set } => {
+                let whole = self.net.lose_whole.then(|| self.who_loses());
                 for (piece, index) in pieces.into_iter().zip(transmit.indices()) {
+                    let losers = whole.clone().unwrap_or_else(|| self.who_loses());
                     *self.multicast.entry((transmit.frame, index)).or_default() += 1;
-                    self.multicast_datagram(set, &piece);
+                    self.multicast_datagram(set, &piece, &losers);
                 }
             }
             Path::Unicast { target } => pieces.into_iter().for_each(|piece| self.tcp(target, piece)),
         }
     }
 
-    fn multicast_datagram(&mut self, set: u16, piece: &[u8]) {
+    /// Per host, whether it loses the next packet.
+    fn who_loses(&mut self) -> Vec<bool> {
+        let losses: Vec<f64> = self.hosts.iter().map(|host| host.loss).collect();
+        losses.into_iter().map(|loss| self.rng.chance(loss)).collect()
+    }
+
+    fn multicast_datagram(&mut self, set: u16, piece: &[u8], losers: &[bool]) {
         let bytes = piece.len() as u64 + 42;
         self.multicast_bytes += bytes;
         let queued = self.link_until.since(self.now).as_micros() as u64 * self.net.rate / 1_000_000;
@@ -261,8 +271,8 @@ impl World {
         self.link_until = self.link_until.max(self.now) + Duration::from_micros(micros);
         let queue = self.link_until.since(self.now);
         for target in self.members[&set].clone() {
-            let (loss, dead) = (self.hosts[usize::from(target)].loss, self.hosts[usize::from(target)].dead);
-            if dead || self.rng.chance(loss) {
+            let dead = self.hosts[usize::from(target)].dead;
+            if dead || losers[usize::from(target)] {
                 self.hosts[usize::from(target)].lost += u64::from(!dead);
                 continue;
             }
