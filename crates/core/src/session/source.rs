@@ -2,7 +2,7 @@
 //! QEMU's words go in, actions come out.
 //!
 //! ```text
-//! per VM:  Waiting ─► Opening ─► Held ─► Closing ─► Queued ─► Streaming ─► RamEnded ─► Releasing ─► Deciding
+//! per VM:  Waiting ─► Prepared ─► Opening ─► Held ─► Closing ─► Queued ─► Streaming ─► RamEnded ─► Releasing ─► Deciding
 //!             └───────────┴────────┴────────┴──────────┴─────────┴───────────┘              │          │
 //!                         any failure: Failed, the guest goes on at the source          Completed ◄────┘
 //!                                                                                          │
@@ -90,6 +90,8 @@ pub enum SourceEntryKind {
 pub enum VmStage {
     /// Its turn has not come, or its incoming QEMU is not ready.
     Waiting,
+    /// Its incoming QEMU waits, those of others are not ready yet.
+    Prepared,
     /// QEMU has been told to migrate; the head is on its way.
     Opening,
     /// The target's QEMU knows its blocks; the stream is held.
@@ -236,8 +238,8 @@ impl SourceSession {
 
     fn prepared(&mut self, vm: u16) {
         if let Some(state) = self.at(vm, VmStage::Waiting) {
-            state.stage = VmStage::Opening;
-            self.actions.push_back(SourceAction::Migrate { vm });
+            state.stage = VmStage::Prepared;
+            self.advance();
         }
     }
 
@@ -365,7 +367,7 @@ impl SourceSession {
     /// The guest stays at the source: closing the socket is all that QEMU needs to go on.
     fn stay(&mut self, vm: u16, reason: String) {
         let Some(state) = self.vms.get_mut(&vm) else { return };
-        if state.stage > VmStage::Waiting {
+        if state.stage > VmStage::Prepared {
             self.actions.push_back(SourceAction::CloseSocket { vm });
         }
         state.stage = VmStage::Failed;
@@ -415,6 +417,7 @@ impl SourceSession {
 
     /// Starts whatever has become possible.
     fn advance(&mut self) {
+        self.open_prepared();
         self.start_scatter();
         if self.scatter == Scatter::Over {
             self.close_held();
@@ -427,8 +430,20 @@ impl SourceSession {
         }
     }
 
+    /// No source QEMU is told to migrate before each target has said what it can't take.
+    fn open_prepared(&mut self) {
+        if self.vms.values().any(|state| state.stage == VmStage::Waiting) {
+            return;
+        }
+        for (vm, state) in self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Prepared) {
+            state.stage = VmStage::Opening;
+            self.actions.push_back(SourceAction::Migrate { vm: *vm });
+        }
+    }
+
     fn start_scatter(&mut self) {
-        let opening = |state: &Vm| matches!(state.stage, VmStage::Waiting | VmStage::Opening);
+        let opening =
+            |state: &Vm| matches!(state.stage, VmStage::Waiting | VmStage::Prepared | VmStage::Opening);
         let any_held = self.vms.values().any(|state| state.stage == VmStage::Held);
         if self.scatter == Scatter::NotYet && any_held && !self.vms.values().any(opening) {
             self.scatter = Scatter::Running;

@@ -138,6 +138,26 @@ pub struct ScatterOutcome {
     pub repair_bytes: u64,
     /// Scattered frames that went by TCP, as sealed.
     pub unicast_bytes: u64,
+    /// Bytes of contents that are not zero, each counted once, over all guests, when they were collected.
+    pub distinct_nonzero_bytes: u64,
+    /// Pages by class when they were collected.
+    pub classes: PageClasses,
+}
+
+/// Pages by where their content's copies are and where they go: the paper's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PageClasses {
+    /// All bytes zero.
+    pub zero: u64,
+    /// The content stands nowhere else.
+    pub unique: u64,
+    /// Identical, source VM and target are the same: copies in one VM.
+    pub isvst: u64,
+    /// Copies in several VMs that go to one target.
+    pub imvst: u64,
+    /// Copies in several VMs that go to several targets: by multicast.
+    pub imvmt: u64,
 }
 
 impl ScatterOutcome {
@@ -150,6 +170,12 @@ impl ScatterOutcome {
         self.multicast_bytes += other.multicast_bytes;
         self.repair_bytes += other.repair_bytes;
         self.unicast_bytes += other.unicast_bytes;
+        self.distinct_nonzero_bytes += other.distinct_nonzero_bytes;
+        self.classes.zero += other.classes.zero;
+        self.classes.unique += other.classes.unique;
+        self.classes.isvst += other.classes.isvst;
+        self.classes.imvst += other.classes.imvst;
+        self.classes.imvmt += other.classes.imvmt;
     }
 }
 

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
-use vmscatter_core::index::Contents;
+use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{TargetCapacity, TargetId, VmDemand, place};
-use vmscatter_core::schedule::{Schedule, SetPlan};
+use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
 use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm, VmStage};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
 use super::actor::{Actor, CLOSED, Event, Vm};
-use super::collect::CollectError;
+use super::collect::{CollectError, Collected};
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
@@ -31,7 +31,7 @@ use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
-use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageCounts, ScatterOutcome};
+use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, ScatterOutcome};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
@@ -126,6 +126,8 @@ struct Plan {
     placement: Vec<Option<TargetId>>,
     contents: Contents,
     schedule: Schedule,
+    /// What collecting found, as the report shows it.
+    found: ScatterOutcome,
 }
 
 /// The keys of a session, as they are given to targets.
@@ -164,11 +166,12 @@ impl Run {
             links[target].send(Message::Prepare(guest.spec(vm as u16)));
         }
         self.phase(Phase::Collect);
-        let contents = self.collect(&guests, MacKey::new(&keys.mac)).await?;
+        let collected = self.collect(&guests, MacKey::new(&keys.mac)).await?;
         self.check_cancelled()?;
         self.phase(Phase::Schedule);
-        let schedule = Schedule::new(&contents, &placement);
-        let plan = Plan { keys, guests, placement, contents, schedule };
+        let schedule = Schedule::new(&collected.contents, &placement);
+        let found = found(&collected, &placement);
+        let plan = Plan { keys, guests, placement, contents: collected.contents, schedule, found };
         self.session(plan, links, events, to_events).await
     }
 
@@ -231,7 +234,7 @@ impl Run {
         Ok(placed.into_iter().map(Some).collect())
     }
 
-    async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Contents, Stop> {
+    async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collected, Stop> {
         let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
         match collect_guests(memories, key, &self.cancel).await {
             Ok(Collection { collected, .. }) => {
@@ -241,7 +244,7 @@ impl Run {
                         self.sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
                     }
                 }
-                Ok(collected.contents)
+                Ok(collected)
             }
             Err(CollectError::Cancelled) => Err(Stop::Cancelled),
             Err(error) => Err(Stop::BadInput(error.to_string())),
@@ -256,7 +259,7 @@ impl Run {
         mut events: UnboundedReceiver<Event>,
         to_events: UnboundedSender<Event>,
     ) -> Result<MigrateOutcome, Stop> {
-        let Plan { keys, guests, placement, contents, schedule } = plan;
+        let Plan { keys, guests, placement, contents, schedule, found } = plan;
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
         let sets = self.multicast_sets(&schedule, &links);
         self.grant(&sets, &links, &mut events, &to_events).await?;
@@ -318,7 +321,7 @@ impl Run {
         for link in &actor.links {
             link.send(Message::Close);
         }
-        Ok(self.outcome(&actor))
+        Ok(self.outcome(&actor, found))
     }
 
     /// The sets of several targets, with their wire numbers, keys and groups; below them stands each target's own.
@@ -421,15 +424,15 @@ impl Run {
         Ok(link)
     }
 
-    fn outcome(&self, actor: &Actor) -> MigrateOutcome {
+    fn outcome(&self, actor: &Actor, mut found: ScatterOutcome) -> MigrateOutcome {
         let guests =
             actor.vms.iter().enumerate().map(|(vm, state)| self.guest_outcome(actor, vm as u16, state));
-        let scatter = actor.scatter.counters();
+        found.add(&actor.scatter.counters());
         MigrateOutcome::of_guests(
             actor.session_id.clone(),
             self.start.elapsed().as_secs_f64(),
             guests.collect(),
-            scatter,
+            found,
         )
     }
 
@@ -462,6 +465,23 @@ impl Run {
             },
             unicast_bytes: actor.links[usize::from(state.target)].vm_bytes(vm),
         }
+    }
+}
+
+/// What collecting found: the classes, and what has to leave at least.
+fn found(collected: &Collected, placement: &[Option<TargetId>]) -> ScatterOutcome {
+    let pages = collected.pages();
+    let classes = Classes::of(&collected.contents, &pages, placement);
+    ScatterOutcome {
+        distinct_nonzero_bytes: Sharing::of(&collected.contents, &pages).distinct_nonzero_bytes(),
+        classes: PageClasses {
+            zero: classes.zero_pages,
+            unique: classes.unique_pages,
+            isvst: classes.isvst.pages,
+            imvst: classes.imvst.pages,
+            imvmt: classes.imvmt.pages,
+        },
+        ..ScatterOutcome::default()
     }
 }
 
