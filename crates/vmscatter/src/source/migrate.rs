@@ -31,7 +31,9 @@ use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
-use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, ScatterOutcome};
+use crate::report::outcome::{
+    GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, ScatterOutcome,
+};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
