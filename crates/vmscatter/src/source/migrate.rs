@@ -11,7 +11,7 @@ use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{TargetCapacity, TargetId, VmDemand, place};
 use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
-use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm, VmStage};
+use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
@@ -319,6 +319,7 @@ impl Run {
             streams_max: STREAMS_MAX,
             tasks: JoinSet::new(),
             finished: false,
+            cancelled: false,
         };
         actor.run(&self.cancel).await;
         self.phase(Phase::Report);
@@ -430,8 +431,7 @@ impl Run {
     }
 
     fn outcome(&self, actor: &Actor, mut found: ScatterOutcome) -> MigrateOutcome {
-        let guests =
-            actor.vms.iter().enumerate().map(|(vm, state)| self.guest_outcome(actor, vm as u16, state));
+        let guests = (0..actor.vms.len() as u16).map(|vm| actor.guest_outcome(vm));
         found.add(&actor.scatter.counters());
         MigrateOutcome::of_guests(
             actor.session_id.clone(),
@@ -439,37 +439,6 @@ impl Run {
             guests.collect(),
             found,
         )
-    }
-
-    fn guest_outcome(&self, actor: &Actor, vm: u16, state: &Vm) -> GuestOutcome {
-        let moved = actor.session.stage(vm) == Some(VmStage::Done);
-        let (resumed_us, _) = actor.session.resumed(vm);
-        let status = match (moved, state.guest.paused) {
-            (true, false) => GuestStatus::Running,
-            (true, true) => GuestStatus::Paused,
-            (false, _) if self.cancel.is_cancelled() => GuestStatus::Cancelled,
-            (false, _) => GuestStatus::Failed,
-        };
-        let stopped_us = state.times.stopped_unix_us;
-        let downtime = (moved && !state.guest.paused && stopped_us > 0 && resumed_us >= stopped_us)
-            .then(|| (resumed_us - stopped_us) as f64 / 1e3);
-        let counts = state.stream.with(|stream| stream.counts());
-        GuestOutcome {
-            name: state.guest.name.clone(),
-            uuid: format_uuid(&state.guest.uuid),
-            target: self.request.targets.get(usize::from(state.target)).map(|target| target.name.clone()),
-            status,
-            verified: moved,
-            downtime_ms: downtime,
-            reason: actor.session.failure(vm).map(str::to_owned),
-            pages: PageCounts {
-                total: state.guest.bytes() / vmscatter_core::page::PAGE_SIZE as u64,
-                withheld: counts.withheld,
-                sent: counts.sent,
-                zero: counts.zero,
-            },
-            unicast_bytes: actor.links[usize::from(state.target)].vm_bytes(vm),
-        }
     }
 }
 
