@@ -44,7 +44,6 @@ pub(super) struct Bench<'a> {
 /// `vmscatter migrate` while it runs.
 pub(super) struct Running {
     child: Child,
-    since: Instant,
     files: [PathBuf; 2],
     ended: Arc<AtomicBool>,
     twins: Vec<JoinHandle<Option<Qemu>>>,
@@ -53,7 +52,6 @@ pub(super) struct Running {
 /// How `vmscatter migrate` ended.
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
-    pub(super) took: Duration,
     pub(super) stderr: String,
     /// The guests' QEMUs at their targets, as far as there ever were any.
     pub(super) twins: Vec<Option<Qemu>>,
@@ -119,7 +117,7 @@ impl<'a> Bench<'a> {
         });
         let twins = twins.collect();
         let child = self.session.lab.source.spawn(&mut command)?;
-        Ok(Running { child, since: Instant::now(), files, ended, twins })
+        Ok(Running { child, files, ended, twins })
     }
 
     /// The guest has moved: its source QEMU is gone, it runs at its target, its ticks go on and its data is whole.
@@ -227,7 +225,7 @@ impl Running {
         let twins = self.twins.drain(..).map(|twin| twin.join().ok().flatten()).collect();
         let stderr = fs::read_to_string(&self.files[1])?;
         let code = status.with_context(|| stderr.trim().to_owned())?.code();
-        Ok(Ended { code, took: self.since.elapsed(), stderr, twins })
+        Ok(Ended { code, stderr, twins })
     }
 
     fn wait(&mut self, within: Duration) -> Result<ExitStatus> {

@@ -13,6 +13,8 @@ const QUICK: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(30);
 /// Slow enough that something can happen meanwhile.
 const SLOW: [&str; 2] = ["--bandwidth", "50mbit"];
+/// So is this, and what guests rewrite is little of it: those that go on converge soon.
+const MODEST: [&str; 2] = ["--bandwidth", "150mbit"];
 
 fn all(bench: &Bench<'_>) -> std::ops::Range<usize> {
     0..bench.session.guests.len()
@@ -76,7 +78,7 @@ pub(super) fn cancel(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 pub(super) fn target_dies(bench: &mut Bench<'_>) -> Result<()> {
-    let mut running = bench.migrate(&SLOW)?;
+    let mut running = bench.migrate(&MODEST)?;
     running.wait_for("] scatter", SOON)?;
     std::thread::sleep(Duration::from_millis(500));
     bench.kill_host(bench.target(1))?;
@@ -98,9 +100,9 @@ pub(super) fn source_dies(bench: &mut Bench<'_>) -> Result<()> {
     ended.exited(&[4])?;
     for index in all(bench) {
         let (guest, twin) = (bench.guest(index), &ended.twins[index]);
-        bench.is_well(index, &guest.source.qmp, false).context(guest.file.name.clone())?;
         let gone = twin.as_ref().is_none_or(|twin| super::bench::gone(&twin.qmp));
         ensure!(gone, "the QEMU at the target of {} has not ended", guest.file.name);
+        bench.is_well(index, &guest.source.qmp, false).context(guest.file.name.clone())?;
     }
     Ok(())
 }
