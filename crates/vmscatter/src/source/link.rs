@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use vmscatter_core::wire::control::{Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
@@ -11,6 +12,31 @@ use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
 
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::net::data::{DataSender, Priority};
+
+/// `--bandwidth` for the streams of all targets together; the scatter, which comes before them, keeps its own pace.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bytes_per_s: f64,
+    /// When what was let through so far has left.
+    free_at: Mutex<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(bytes_per_s: u64) -> Pace {
+        Pace { bytes_per_s: bytes_per_s.max(1) as f64, free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until `bytes` may leave.
+    fn wait(&self, bytes: usize) {
+        let start = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(|e| e.into_inner());
+            let start = (*free_at).max(Instant::now());
+            *free_at = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+            start
+        };
+        std::thread::sleep(start.saturating_duration_since(Instant::now()));
+    }
+}
 
 /// A target, as the source reaches it.
 #[derive(Debug)]
@@ -23,6 +49,7 @@ pub(super) struct TargetLink {
     control: tokio::sync::mpsc::UnboundedSender<Message>,
     abort: ControlSender,
     data: DataSender,
+    pace: Option<Arc<Pace>>,
     /// Seals everything that goes to this target alone: its streams, and frames of its own set.
     key: Mutex<SealKey>,
     sent_bytes: AtomicU64,
@@ -40,6 +67,7 @@ impl TargetLink {
         control: ControlSender,
         session: Uuid,
         own: &SetGrant,
+        pace: Option<Arc<Pace>>,
     ) -> std::io::Result<Arc<TargetLink>> {
         let addr = SocketAddr::new(peer.addr.ip(), peer.resources.data_port);
         let tag = session_tag(&session);
@@ -67,6 +95,7 @@ impl TargetLink {
             control: messages,
             abort: control,
             data,
+            pace,
             key: Mutex::new(key),
             sent_bytes: AtomicU64::new(0),
             vm_bytes: Mutex::default(),
@@ -116,6 +145,9 @@ impl TargetLink {
         *self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).entry(vm).or_default() +=
             sealed.len() as u64;
         self.sent_bytes.fetch_add(sealed.len() as u64, Relaxed);
+        if let Some(pace) = &self.pace {
+            pace.wait(sealed.len());
+        }
         // A connection that has broken ends the control connection too, which the session is told of.
         if self.data.send(priority, sealed).is_err() {
             self.close();

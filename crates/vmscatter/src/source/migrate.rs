@@ -19,7 +19,7 @@ use super::actor::{Actor, CLOSED, Event, Vm};
 use super::collect::{CollectError, Collected};
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
-use super::link::TargetLink;
+use super::link::{Pace, TargetLink};
 use super::scan::{Collection, collect_guests};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
@@ -158,8 +158,10 @@ impl Run {
         let placement = self.place(&guests, &connections)?;
         let (to_events, events) = unbounded_channel();
         let mut links = Vec::new();
+        let pace = self.request.bandwidth_bits.map(|bits| Arc::new(Pace::new(bits / 8)));
         for (number, connection) in connections.into_iter().enumerate() {
-            links.push(self.open_target(&keys, number as u16, connection, &to_events).await?);
+            let pace = pace.clone();
+            links.push(self.open_target(&keys, number as u16, connection, pace, &to_events).await?);
         }
         // Incoming QEMUs start while memory is read: both take their time, and neither needs the other.
         self.phase(Phase::Prepare);
@@ -402,6 +404,7 @@ impl Run {
         keys: &RawKeys,
         number: u16,
         connection: ControlConnection,
+        pace: Option<Arc<Pace>>,
         events: &UnboundedSender<Event>,
     ) -> Result<Arc<TargetLink>, Stop> {
         let ControlConnection { sender, mut receiver, peer } = connection;
@@ -420,7 +423,7 @@ impl Run {
             Ok(Err(error)) => return Err(fault(error.to_string())),
             Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
         }
-        let link = TargetLink::connect(number, &peer, sender, keys.session, &own).await;
+        let link = TargetLink::connect(number, &peer, sender, keys.session, &own, pace).await;
         let link = link.map_err(|e| fault(format!("data connection: {e}")))?;
         forward_control(number, receiver, events.clone());
         Ok(link)
