@@ -132,7 +132,7 @@ struct Vm {
     target_journal_us: u64,
 }
 
-/// The state machine; see the [module](self).
+/// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct SourceSession {
     vms: BTreeMap<u16, Vm>,
