@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -239,7 +239,7 @@ pub struct Guest {
     /// How it is described.
     pub file: GuestFile,
     /// Its serial line, wherever it runs.
-    pub serial: Serial,
+    pub serial: Arc<Serial>,
     /// The QEMU it was booted in.
     pub source: Qemu,
     /// What it said when it was ready.
@@ -250,7 +250,7 @@ impl Guest {
     /// Starts it; it is ready after [`Guest::wait_ready`].
     pub fn start(file: GuestFile, host: &Host) -> Result<Self> {
         let source = file.start(host, false)?;
-        let serial = Serial::default();
+        let serial = Arc::new(Serial::default());
         serial.attach(&file.serial(host), START_TIMEOUT)?;
         Ok(Self { file, serial, source, ready: String::new() })
     }

@@ -9,6 +9,7 @@ pub mod assets;
 pub mod baseline;
 mod cpio;
 pub mod demo;
+pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod net;

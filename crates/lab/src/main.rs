@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use lab::demo::{self, DemoOptions};
+use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::session::Settings;
 use lab::{Accel, GuestOptions, Mode, state};
@@ -27,6 +28,8 @@ enum Command {
     Demo(DemoArguments),
     /// Move guests in each mode and compare all RAM; then see that one flipped bit is found
     EndToEnd(EndToEndArguments),
+    /// Move guests while things go wrong: loss, dead targets, cancellation and the like
+    Faults(FaultsArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -81,6 +84,19 @@ struct EndToEndArguments {
     vmscatter: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct FaultsArguments {
+    /// Only these scenarios [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<Scenario>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -110,6 +126,10 @@ fn main() -> ExitCode {
             }
         }
         Command::EndToEnd(arguments) => match check(&arguments.modes, arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
+        Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
@@ -207,5 +227,23 @@ impl EndToEndArguments {
             println!("{line}");
         }
         Ok(wrong.is_empty())
+    }
+}
+
+impl FaultsArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions::default();
+        let settings = Settings {
+            guests: END_TO_END.0,
+            hosts: END_TO_END.1,
+            rate: "1gbit".to_owned(),
+            guest: GuestOptions { accel: self.accel.resolve(guest.memory_mib)?, ..guest },
+            compare_ram: false,
+            damage: None,
+            vmscatter,
+        };
+        let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
+        faults::run(&settings, &chosen)
     }
 }

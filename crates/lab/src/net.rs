@@ -144,6 +144,15 @@ impl Network {
 
     /// Drops a random share of the packets that arrive at `link`'s host, `per_mille` of 1000; 0 drops nothing.
     pub fn set_loss(&self, link: &Link, per_mille: u32) -> Result<()> {
+        self.drop_some(link, "", per_mille)
+    }
+
+    /// As [`Network::set_loss`], of UDP only: streams over TCP have none.
+    pub fn set_udp_loss(&self, link: &Link, per_mille: u32) -> Result<()> {
+        self.drop_some(link, "ip protocol udp", per_mille)
+    }
+
+    fn drop_some(&self, link: &Link, of: &str, per_mille: u32) -> Result<()> {
         ensure!(per_mille <= 1000, "a loss of {per_mille} per mille");
         // A super-packet would be lost as a whole. The switch cuts it up behind the qdisc, as a network card would.
         let segments = if per_mille == 0 { "65535" } else { "1" };
@@ -154,7 +163,7 @@ impl Network {
         }
         link.namespace.nft(&format!(
             "table netdev lab {{ chain loss {{ type filter hook ingress device eth0 priority 0; \
-             numgen random mod 1000 < {per_mille} drop; }}; }}"
+             {of} numgen random mod 1000 < {per_mille} drop; }}; }}"
         ))
     }
 

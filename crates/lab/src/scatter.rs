@@ -118,6 +118,14 @@ impl Agents {
         Ok(agents)
     }
 
+    /// Kills the source's agent.
+    pub(crate) fn kill_source(&mut self) -> Result<()> {
+        let source = self.children.first_mut().context("no agents")?;
+        source.kill()?;
+        source.wait()?;
+        Ok(())
+    }
+
     fn start_agent(&self, host: &Host, keys: &Path) -> Result<Child> {
         let file = |name: &str, extension: &str| keys.join(format!("{name}.{extension}"));
         let config = AgentConfig {
@@ -218,13 +226,8 @@ impl Agents {
         Ok(Output { status, stdout: fs::read(&paths[0])?, stderr: fs::read(&paths[1])? })
     }
 
-    fn migrate_command(
-        &self,
-        session: &Session,
-        mode: Mode,
-        settings: &Settings,
-        hold: Option<&Path>,
-    ) -> Result<Command> {
+    /// `vmscatter migrate` with agent, targets and guests; what else is wanted can be added.
+    pub(crate) fn command(&self, session: &Session, settings: &Settings) -> Result<Command> {
         let mut command = Command::new(&self.program);
         command.arg("migrate").arg("--agent").arg(socket(&session.lab.source));
         for host in &session.lab.targets[..settings.hosts] {
@@ -236,6 +239,17 @@ impl Agents {
             let target = &session.target_of(index, settings.hosts).name;
             command.arg("--vm").arg(format!("{}={target}", guest.file.name));
         }
+        Ok(command)
+    }
+
+    fn migrate_command(
+        &self,
+        session: &Session,
+        mode: Mode,
+        settings: &Settings,
+        hold: Option<&Path>,
+    ) -> Result<Command> {
+        let mut command = self.command(session, settings)?;
         command.args(["--compress", if mode == Mode::ScatterCm { "zstd" } else { "none" }, "--json"]);
         if let Some(hold) = hold {
             fs::create_dir_all(hold)?;
@@ -246,7 +260,7 @@ impl Agents {
 }
 
 /// The end of what a host's agent has logged.
-fn last_of_log(host: &Host) -> String {
+pub(crate) fn last_of_log(host: &Host) -> String {
     let log = fs::read_to_string(host.run_dir.join("agent.log")).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
     format!("{}: {}\n", host.name, lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  "))

@@ -44,7 +44,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    sockets: Vec<Arc<UnixStream>>,
+    /// Those of all QEMUs so far; None once a QEMU has ended.
+    sockets: Vec<Option<Arc<UnixStream>>>,
     ticks: Vec<Tick>,
     lines: Vec<String>,
     stop: bool,
@@ -86,7 +87,7 @@ impl Serial {
             }
         };
         socket.set_nonblocking(true)?;
-        self.shared.lock().sockets.push(Arc::new(socket));
+        self.shared.lock().sockets.push(Some(Arc::new(socket)));
         Ok(())
     }
 
@@ -127,12 +128,12 @@ impl Serial {
         }
     }
 
-    /// Writes a line to the newest QEMU and waits for the answer, a line that begins with `prefix`.
+    /// Writes a line to the newest QEMU that has not ended and waits for the answer, a line that begins with `prefix`.
     pub fn ask(&self, question: &str, prefix: &str, timeout: Duration) -> Result<String> {
         let socket = {
             let mut state = self.shared.lock();
             state.lines.retain(|line| !line.starts_with(prefix));
-            state.sockets.last().context("no QEMU is attached")?.clone()
+            state.sockets.iter().flatten().next_back().context("no QEMU is attached")?.clone()
         };
         (&*socket).write_all(format!("{question}\n").as_bytes())?;
         self.wait_line(prefix, timeout)
@@ -164,9 +165,8 @@ fn read(shared: &Shared) {
             if state.stop {
                 return;
             }
-            open.extend(
-                state.sockets.iter().enumerate().skip(known).map(|(line, socket)| (line, socket.clone())),
-            );
+            let new = state.sockets.iter().enumerate().skip(known);
+            open.extend(new.filter_map(|(line, socket)| Some((line, socket.clone()?))));
             known = state.sockets.len();
         }
         let mut wanted: Vec<PollFd<'_>> =
@@ -174,7 +174,13 @@ fn read(shared: &Shared) {
         if !matches!(poll(&mut wanted, PollTimeout::from(POLL_MS)), Ok(1..)) {
             continue;
         }
-        open.retain(|(line, socket)| drain(socket, *line, &mut partial, shared));
+        open.retain(|(line, socket)| {
+            let is_open = drain(socket, *line, &mut partial, shared);
+            if !is_open {
+                shared.lock().sockets[*line] = None;
+            }
+            is_open
+        });
         shared.changed.notify_all();
     }
 }

@@ -23,6 +23,7 @@ use crate::agent::jobs::EventSink;
 use crate::agent::journal::{Entry, Journal};
 use crate::qemu::qmp::QmpEvent;
 use crate::report::event::{JobEvent, Phase, Progress};
+use crate::report::outcome::{GuestOutcome, GuestStatus, PageCounts};
 
 /// How often a streaming guest's switchover limits follow what QEMU says.
 const TUNE: Duration = Duration::from_millis(50);
@@ -64,6 +65,8 @@ pub(super) struct Vm {
     /// Its turn came before that.
     stream_due: bool,
     socket_open: bool,
+    /// Its end has been told.
+    told: bool,
 }
 
 /// When what happened to a VM.
@@ -85,6 +88,7 @@ impl Vm {
             settled: false,
             stream_due: false,
             socket_open: false,
+            told: false,
         }
     }
 }
@@ -105,20 +109,20 @@ pub(super) struct Actor {
     pub(super) streams_max: usize,
     pub(super) tasks: JoinSet<()>,
     pub(super) finished: bool,
+    pub(super) cancelled: bool,
 }
 
 impl Actor {
     /// Runs until every VM has found its end.
     pub(super) async fn run(&mut self, cancel: &CancelToken) {
         let mut tick = tokio::time::interval(TELL);
-        let mut cancelled = false;
         self.perform_all();
         while !self.finished {
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle(event),
                 Some((vm, event)) = self.stream_events.recv() => self.stream_event(vm, event),
-                () = cancel.cancelled(), if !cancelled => {
-                    cancelled = true;
+                () = cancel.cancelled(), if !self.cancelled => {
+                    self.cancelled = true;
                     self.session.cancel();
                 }
                 _ = tick.tick() => self.tick(),
@@ -133,6 +137,47 @@ impl Actor {
     fn perform_all(&mut self) {
         while let Some(action) = self.session.poll_action() {
             self.perform(action);
+        }
+        for vm in 0..self.vms.len() as u16 {
+            let ended =
+                matches!(self.session.stage(vm), Some(VmStage::Done | VmStage::Failed | VmStage::InDoubt));
+            if ended && !std::mem::replace(&mut self.vms[usize::from(vm)].told, true) {
+                self.sink.emit(JobEvent::Guest(self.guest_outcome(vm)));
+            }
+        }
+    }
+
+    /// What has become of a VM by now.
+    pub(super) fn guest_outcome(&self, vm: u16) -> GuestOutcome {
+        let state = &self.vms[usize::from(vm)];
+        let link = &self.links[usize::from(state.target)];
+        let moved = self.session.stage(vm) == Some(VmStage::Done);
+        let (resumed_us, _) = self.session.resumed(vm);
+        let status = match (moved, state.guest.paused) {
+            (true, false) => GuestStatus::Running,
+            (true, true) => GuestStatus::Paused,
+            (false, _) if self.cancelled => GuestStatus::Cancelled,
+            (false, _) => GuestStatus::Failed,
+        };
+        let stopped_us = state.times.stopped_unix_us;
+        let downtime = (moved && !state.guest.paused && stopped_us > 0 && resumed_us >= stopped_us)
+            .then(|| (resumed_us - stopped_us) as f64 / 1e3);
+        let counts = state.stream.with(|stream| stream.counts());
+        GuestOutcome {
+            name: state.guest.name.clone(),
+            uuid: format_uuid(&state.guest.uuid),
+            target: Some(link.name().to_owned()),
+            status,
+            verified: moved,
+            downtime_ms: downtime,
+            reason: self.session.failure(vm).map(str::to_owned),
+            pages: PageCounts {
+                total: state.guest.bytes() / vmscatter_core::page::PAGE_SIZE as u64,
+                withheld: counts.withheld,
+                sent: counts.sent,
+                zero: counts.zero,
+            },
+            unicast_bytes: link.vm_bytes(vm),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use vmscatter_core::limits::IN_FLIGHT_BYTES_MIN;
 use vmscatter_core::session::check_blocks;
 use vmscatter_core::session::handoff::{QemuView, SwitchoverLimits};
@@ -56,6 +56,9 @@ pub(super) struct Monitor {
     before: Arc<Map<String, Value>>,
     /// Capabilities as they were.
     capabilities: Arc<Vec<(String, bool)>>,
+    /// Nothing may be changed any more, as everything is being put back. Held while QEMU is asked to change something:
+    /// what comes too late must not undo what was put back.
+    put_back: Arc<Mutex<bool>>,
 }
 
 impl SourceGuest {
@@ -100,7 +103,7 @@ impl SourceGuest {
             blocks,
             paused,
             memory: Arc::new(memory),
-            monitor: Monitor { qmp, features, before, capabilities: states },
+            monitor: Monitor { qmp, features, before, capabilities: states, put_back: Arc::default() },
             events: Some(events),
             socket: ctx.config.run_dir.join(format!("out-{}.mig", format_uuid(&uuid))),
         })
@@ -134,6 +137,10 @@ impl SourceGuest {
     }
 }
 
+fn parameters(values: &[(&str, u64)]) -> Map<String, Value> {
+    values.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect()
+}
+
 fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
@@ -147,13 +154,19 @@ fn random_uuid() -> Uuid {
 }
 
 impl Monitor {
-    /// Tells QEMU to migrate to `socket`, held to a trickle.
+    /// Tells QEMU to migrate to `socket`, held to a trickle; nothing is done once [`Monitor::restore`] was called.
     ///
     /// # Errors
     /// QEMU's own words.
     pub(super) async fn migrate(&self, socket: &Path) -> Result<(), QmpError> {
+        let put_back = self.put_back.lock().await;
+        if *put_back {
+            return Ok(());
+        }
         capabilities::prepare(&self.qmp, &self.features).await?;
-        self.set(&[("max-bandwidth", HELD_BYTES_PER_S), ("downtime-limit", 1)]).await?;
+        self.qmp
+            .set_parameters(parameters(&[("max-bandwidth", HELD_BYTES_PER_S), ("downtime-limit", 1)]))
+            .await?;
         self.qmp.migrate(&format!("unix:{}", socket.display())).await
     }
 
@@ -181,9 +194,9 @@ impl Monitor {
         self.features.avail_switchover_bandwidth
     }
 
-    async fn set(&self, parameters: &[(&str, u64)]) -> Result<(), QmpError> {
-        let map = parameters.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))).collect();
-        self.qmp.set_parameters(map).await
+    async fn set(&self, values: &[(&str, u64)]) -> Result<(), QmpError> {
+        let put_back = self.put_back.lock().await;
+        if *put_back { Ok(()) } else { self.qmp.set_parameters(parameters(values)).await }
     }
 
     /// What QEMU says of the rounds, `None` where it does not say it yet.
@@ -203,6 +216,7 @@ impl Monitor {
 
     /// Puts migration parameters and capabilities back as they were.
     pub(super) async fn restore(&self) {
+        *self.put_back.lock().await = true;
         let before =
             PARAMETERS.iter().filter_map(|name| Some(((*name).to_owned(), self.before.get(*name)?.clone())));
         let states: Vec<(&str, bool)> =

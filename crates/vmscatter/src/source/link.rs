@@ -4,39 +4,13 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use vmscatter_core::wire::control::{Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
 use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
 
 use crate::agent::control::{ControlSender, PeerInfo};
-use crate::net::data::{DataSender, Priority};
-
-/// `--bandwidth` for the streams of all targets together; the scatter, which comes before them, keeps its own pace.
-#[derive(Debug)]
-pub(super) struct Pace {
-    bytes_per_s: f64,
-    /// When what was let through so far has left.
-    free_at: Mutex<Instant>,
-}
-
-impl Pace {
-    pub(super) fn new(bytes_per_s: u64) -> Pace {
-        Pace { bytes_per_s: bytes_per_s.max(1) as f64, free_at: Mutex::new(Instant::now()) }
-    }
-
-    /// Waits until `bytes` may leave.
-    fn wait(&self, bytes: usize) {
-        let start = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(|e| e.into_inner());
-            let start = (*free_at).max(Instant::now());
-            *free_at = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
-            start
-        };
-        std::thread::sleep(start.saturating_duration_since(Instant::now()));
-    }
-}
+use crate::net::data::{DataSender, Priority, RateLimit};
 
 /// A target, as the source reaches it.
 #[derive(Debug)]
@@ -49,7 +23,6 @@ pub(super) struct TargetLink {
     control: tokio::sync::mpsc::UnboundedSender<Message>,
     abort: ControlSender,
     data: DataSender,
-    pace: Option<Arc<Pace>>,
     /// Seals everything that goes to this target alone: its streams, and frames of its own set.
     key: Mutex<SealKey>,
     sent_bytes: AtomicU64,
@@ -57,7 +30,7 @@ pub(super) struct TargetLink {
 }
 
 impl TargetLink {
-    /// Opens the data connection and says whose it is.
+    /// Opens the data connection and says whose it is; `limit` is for all streams of the session together.
     ///
     /// # Errors
     /// Those of the socket.
@@ -67,7 +40,7 @@ impl TargetLink {
         control: ControlSender,
         session: Uuid,
         own: &SetGrant,
-        pace: Option<Arc<Pace>>,
+        limit: Option<Arc<RateLimit>>,
     ) -> std::io::Result<Arc<TargetLink>> {
         let addr = SocketAddr::new(peer.addr.ip(), peer.resources.data_port);
         let tag = session_tag(&session);
@@ -75,7 +48,7 @@ impl TargetLink {
         let mut first = Vec::new();
         let header = PieceHeader::whole(PieceKind::DataHello, own.set, tag, 0, 1);
         seal_piece(&mut key, &header, &[0], &mut first).map_err(std::io::Error::other)?;
-        let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first)).await??;
+        let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first, limit)).await??;
         let (messages, mut queue) = tokio::sync::mpsc::unbounded_channel();
         let sender = control.clone();
         // The session's loop never waits for a target; what it says to one is bounded by what that one does.
@@ -95,7 +68,6 @@ impl TargetLink {
             control: messages,
             abort: control,
             data,
-            pace,
             key: Mutex::new(key),
             sent_bytes: AtomicU64::new(0),
             vm_bytes: Mutex::default(),
@@ -145,9 +117,6 @@ impl TargetLink {
         *self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).entry(vm).or_default() +=
             sealed.len() as u64;
         self.sent_bytes.fetch_add(sealed.len() as u64, Relaxed);
-        if let Some(pace) = &self.pace {
-            pace.wait(sealed.len());
-        }
         // A connection that has broken ends the control connection too, which the session is told of.
         if self.data.send(priority, sealed).is_err() {
             self.close();

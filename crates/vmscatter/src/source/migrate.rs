@@ -11,7 +11,7 @@ use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{TargetCapacity, TargetId, VmDemand, place};
 use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
-use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm, VmStage};
+use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
@@ -19,7 +19,7 @@ use super::actor::{Actor, CLOSED, Event, Vm};
 use super::collect::{CollectError, Collected};
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
-use super::link::{Pace, TargetLink};
+use super::link::TargetLink;
 use super::scan::{Collection, collect_guests};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
@@ -29,6 +29,7 @@ use crate::agent::control::{ControlConnection, ControlReceiver, hello};
 use crate::agent::guest_file::{GuestFile, format_uuid};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
+use crate::net::data::RateLimit;
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{
@@ -157,11 +158,10 @@ impl Run {
         self.phase(Phase::Place);
         let placement = self.place(&guests, &connections)?;
         let (to_events, events) = unbounded_channel();
+        let limit = self.request.bandwidth_bits.map(|bits| Arc::new(RateLimit::new(bits / 8)));
         let mut links = Vec::new();
-        let pace = self.request.bandwidth_bits.map(|bits| Arc::new(Pace::new(bits / 8)));
         for (number, connection) in connections.into_iter().enumerate() {
-            let pace = pace.clone();
-            links.push(self.open_target(&keys, number as u16, connection, pace, &to_events).await?);
+            links.push(self.open_target(&keys, number as u16, connection, limit.clone(), &to_events).await?);
         }
         // Incoming QEMUs start while memory is read: both take their time, and neither needs the other.
         self.phase(Phase::Prepare);
@@ -319,6 +319,7 @@ impl Run {
             streams_max: STREAMS_MAX,
             tasks: JoinSet::new(),
             finished: false,
+            cancelled: false,
         };
         actor.run(&self.cancel).await;
         self.phase(Phase::Report);
@@ -404,7 +405,7 @@ impl Run {
         keys: &RawKeys,
         number: u16,
         connection: ControlConnection,
-        pace: Option<Arc<Pace>>,
+        limit: Option<Arc<RateLimit>>,
         events: &UnboundedSender<Event>,
     ) -> Result<Arc<TargetLink>, Stop> {
         let ControlConnection { sender, mut receiver, peer } = connection;
@@ -423,15 +424,14 @@ impl Run {
             Ok(Err(error)) => return Err(fault(error.to_string())),
             Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
         }
-        let link = TargetLink::connect(number, &peer, sender, keys.session, &own, pace).await;
+        let link = TargetLink::connect(number, &peer, sender, keys.session, &own, limit).await;
         let link = link.map_err(|e| fault(format!("data connection: {e}")))?;
         forward_control(number, receiver, events.clone());
         Ok(link)
     }
 
     fn outcome(&self, actor: &Actor, mut found: ScatterOutcome) -> MigrateOutcome {
-        let guests =
-            actor.vms.iter().enumerate().map(|(vm, state)| self.guest_outcome(actor, vm as u16, state));
+        let guests = (0..actor.vms.len() as u16).map(|vm| actor.guest_outcome(vm));
         found.add(&actor.scatter.counters());
         MigrateOutcome::of_guests(
             actor.session_id.clone(),
@@ -439,37 +439,6 @@ impl Run {
             guests.collect(),
             found,
         )
-    }
-
-    fn guest_outcome(&self, actor: &Actor, vm: u16, state: &Vm) -> GuestOutcome {
-        let moved = actor.session.stage(vm) == Some(VmStage::Done);
-        let (resumed_us, _) = actor.session.resumed(vm);
-        let status = match (moved, state.guest.paused) {
-            (true, false) => GuestStatus::Running,
-            (true, true) => GuestStatus::Paused,
-            (false, _) if self.cancel.is_cancelled() => GuestStatus::Cancelled,
-            (false, _) => GuestStatus::Failed,
-        };
-        let stopped_us = state.times.stopped_unix_us;
-        let downtime = (moved && !state.guest.paused && stopped_us > 0 && resumed_us >= stopped_us)
-            .then(|| (resumed_us - stopped_us) as f64 / 1e3);
-        let counts = state.stream.with(|stream| stream.counts());
-        GuestOutcome {
-            name: state.guest.name.clone(),
-            uuid: format_uuid(&state.guest.uuid),
-            target: self.request.targets.get(usize::from(state.target)).map(|target| target.name.clone()),
-            status,
-            verified: moved,
-            downtime_ms: downtime,
-            reason: actor.session.failure(vm).map(str::to_owned),
-            pages: PageCounts {
-                total: state.guest.bytes() / vmscatter_core::page::PAGE_SIZE as u64,
-                withheld: counts.withheld,
-                sent: counts.sent,
-                zero: counts.zero,
-            },
-            unicast_bytes: actor.links[usize::from(state.target)].vm_bytes(vm),
-        }
     }
 }
 

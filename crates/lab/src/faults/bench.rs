@@ -1,0 +1,260 @@
+//! What every scenario needs: booted guests with agents, `vmscatter migrate` under way, and what is asked of guests.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::assets::Assets;
+use crate::guest::{Guest, Qemu};
+use crate::host::Host;
+use crate::progress::Progress;
+use crate::qmp::Qmp;
+use crate::scatter::{Agents, last_of_log};
+use crate::serial;
+use crate::session::{Session, Settings};
+use crate::weight;
+
+const LOOK: Duration = Duration::from_millis(5);
+const ATTACH: Duration = Duration::from_secs(5);
+/// Ticks seen before a guest counts as running, and how long they may take.
+const TICKS: usize = 10;
+const TICKS_WITHIN: Duration = Duration::from_secs(20);
+/// A QEMU that was told to quit is gone by then.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Booted guests and an agent on each host.
+pub(super) struct Bench<'a> {
+    /// First, so that they end before their hosts.
+    pub(super) agents: Agents,
+    pub(super) session: Session,
+    pub(super) settings: &'a Settings,
+    /// Migration parameters and capabilities of each guest before anything was done.
+    before: Vec<(Value, Value)>,
+}
+
+/// `vmscatter migrate` while it runs.
+pub(super) struct Running {
+    child: Child,
+    files: [PathBuf; 2],
+    ended: Arc<AtomicBool>,
+    twins: Vec<JoinHandle<Option<Qemu>>>,
+}
+
+/// How `vmscatter migrate` ended.
+pub(super) struct Ended {
+    pub(super) code: Option<i32>,
+    pub(super) stderr: String,
+    /// The guests' QEMUs at their targets, as far as there ever were any.
+    pub(super) twins: Vec<Option<Qemu>>,
+}
+
+fn parameters(qmp: &Qmp) -> Result<(Value, Value)> {
+    let get = |command| qmp.execute(command, json!({}));
+    Ok((get("query-migrate-parameters")?, get("query-migrate-capabilities")?))
+}
+
+fn status(qmp: &Qmp) -> Result<String> {
+    let status = qmp.execute("query-status", json!({}))?;
+    Ok(status["status"].as_str().unwrap_or_default().to_owned())
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn start(settings: &'a Settings, assets: &Assets, progress: &Progress) -> Result<Self> {
+        let session = Session::boot(settings, assets, progress)?;
+        let agents = Agents::start(&session.lab, settings)?;
+        let before =
+            session.guests.iter().map(|guest| parameters(&guest.source.qmp)).collect::<Result<_>>()?;
+        Ok(Self { agents, session, settings, before })
+    }
+
+    pub(super) fn guest(&self, index: usize) -> &Guest {
+        &self.session.guests[index]
+    }
+
+    pub(super) fn target(&self, index: usize) -> &Host {
+        self.session.target_of(index, self.settings.hosts)
+    }
+
+    /// The end of every agent's log.
+    pub(super) fn last_words(&self) -> String {
+        std::iter::once(&self.session.lab.source).chain(&self.session.lab.targets).map(last_of_log).collect()
+    }
+
+    /// Starts `vmscatter migrate` with these options besides, and follows each guest to its target.
+    pub(super) fn migrate(&self, options: &[&str]) -> Result<Running> {
+        let mut command: Command = self.agents.command(&self.session, self.settings)?;
+        let files = ["out", "err"].map(|name| self.session.lab.directory().join(format!("migrate.{name}")));
+        command.args(options).stdin(Stdio::null());
+        command.stdout(File::create(&files[0])?).stderr(File::create(&files[1])?);
+        let ended = Arc::new(AtomicBool::new(false));
+        let twins = self.session.guests.iter().enumerate().map(|(index, guest)| {
+            let host = self.target(index);
+            let sockets = [guest.file.serial(host), guest.file.monitor(host)];
+            for socket in &sockets {
+                // Of an attempt before this one.
+                let _ = fs::remove_file(socket);
+            }
+            let (line, ended) = (guest.serial.clone(), ended.clone());
+            thread::spawn(move || {
+                while !sockets.iter().all(|socket| socket.exists()) {
+                    if ended.load(Ordering::Relaxed) {
+                        return None;
+                    }
+                    thread::sleep(LOOK);
+                }
+                line.attach(&sockets[0], ATTACH).ok()?;
+                Qemu::attach(&sockets[1], ATTACH).ok()
+            })
+        });
+        let twins = twins.collect();
+        let child = self.session.lab.source.spawn(&mut command)?;
+        Ok(Running { child, files, ended, twins })
+    }
+
+    /// The guest has moved: its source QEMU is gone, it runs at its target, its ticks go on and its data is whole.
+    pub(super) fn moved(&self, ended: &Ended, index: usize) -> Result<()> {
+        let guest = self.guest(index);
+        self.moved_inner(ended, index).with_context(|| format!("{} should have moved", guest.file.name))
+    }
+
+    fn moved_inner(&self, ended: &Ended, index: usize) -> Result<()> {
+        let guest = self.guest(index);
+        let name = &guest.file.name;
+        let line = ended.line(&format!("{name}: running at {}", self.target(index).name))?;
+        ensure!(line.ends_with(", verified"), "{line}");
+        let twin = ended.twins[index].as_ref().context("no QEMU at its target")?;
+        ensure!(gone(&guest.source.qmp), "its source QEMU has not ended");
+        self.is_well(index, &twin.qmp, true)
+    }
+
+    /// The guest has stayed: its twin is gone, it runs at the source as before, and can be moved another time.
+    pub(super) fn stayed(&self, ended: &Ended, index: usize) -> Result<()> {
+        let guest = self.guest(index);
+        let stayed = || -> Result<()> {
+            let twin = ended.twins[index].as_ref();
+            ensure!(twin.is_none_or(|twin| gone(&twin.qmp)), "its QEMU at the target has not ended");
+            self.is_well(index, &guest.source.qmp, false)?;
+            let (now, before) = (parameters(&guest.source.qmp)?, &self.before[index]);
+            for (now, before) in [(&now.0, &before.0), (&now.1, &before.1)] {
+                ensure!(now == before, "not put back: {now}, was {before}");
+            }
+            Ok(())
+        };
+        stayed().with_context(|| format!("{} should have stayed", guest.file.name))
+    }
+
+    /// The guest runs here, its ticks go on without a gap, and its data is whole.
+    pub(super) fn is_well(&self, index: usize, qmp: &Qmp, at_target: bool) -> Result<()> {
+        let guest = self.guest(index);
+        ensure!(status(qmp)? == "running", "its status is {}", status(qmp)?);
+        // Nothing is measured any more: it may check its data as fast as it can.
+        let _ = weight::restore_vcpus(qmp);
+        let (since, until) = (guest.serial.ticks().len(), Instant::now() + TICKS_WITHIN);
+        while guest.serial.ticks().len() < since + TICKS {
+            ensure!(Instant::now() < until, "it does not tick");
+            thread::sleep(LOOK);
+        }
+        guest.check()?;
+        let ticks = guest.serial.ticks();
+        ensure!(serial::is_gapless(&ticks), "ticks were lost or repeated");
+        ensure!(ticks[since..].iter().all(|tick| (tick.line > 0) == at_target), "it ticks elsewhere");
+        let _ = weight::lower_vcpus(qmp);
+        Ok(())
+    }
+
+    /// What the guest's QEMU at the source says, or the one given.
+    pub(super) fn status(&self, qmp: &Qmp) -> Result<String> {
+        status(qmp)
+    }
+
+    /// Kills every process on a host at once, as if it had lost its power; its network stack still answers.
+    pub(super) fn kill_host(&self, host: &Host) -> Result<()> {
+        let output = Command::new("ip").args(["netns", "pids", host.link.namespace.name()]).output()?;
+        for pid in String::from_utf8_lossy(&output.stdout).lines() {
+            let _ = kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGKILL);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a QEMU's monitor closes in time.
+pub(super) fn gone(qmp: &Qmp) -> bool {
+    let until = Instant::now() + END_WITHIN;
+    while !qmp.is_closed() {
+        if Instant::now() > until {
+            return false;
+        }
+        thread::sleep(LOOK);
+    }
+    true
+}
+
+impl Running {
+    /// Waits until its progress has a line that holds `text`.
+    pub(super) fn wait_for(&mut self, text: &str, within: Duration) -> Result<()> {
+        let until = Instant::now() + within;
+        loop {
+            let told = fs::read_to_string(&self.files[1])?;
+            if told.contains(text) {
+                return Ok(());
+            }
+            ensure!(self.child.try_wait()?.is_none(), "it ended before it said {text:?}: {}", told.trim());
+            ensure!(Instant::now() < until, "it did not say {text:?} within {within:?}: {}", told.trim());
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// What Ctrl-C does.
+    pub(super) fn interrupt(&self) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().try_into()?), Signal::SIGINT)?)
+    }
+
+    /// Waits for its end, for `within` from now at most.
+    pub(super) fn end(mut self, within: Duration) -> Result<Ended> {
+        let status = self.wait(within);
+        self.ended.store(true, Ordering::Relaxed);
+        let twins = self.twins.drain(..).map(|twin| twin.join().ok().flatten()).collect();
+        let stderr = fs::read_to_string(&self.files[1])?;
+        let code = status.with_context(|| stderr.trim().to_owned())?.code();
+        Ok(Ended { code, stderr, twins })
+    }
+
+    fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
+        let until = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                self.child.kill()?;
+                self.child.wait()?;
+                bail!("it did not end within {within:?}");
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Ended {
+    /// The line of its progress that holds `text`.
+    pub(super) fn line(&self, text: &str) -> Result<&str> {
+        let line = self.stderr.lines().find(|line| line.contains(text));
+        line.with_context(|| format!("it did not say {text:?}: {}", self.stderr.trim()))
+    }
+
+    /// Its exit code is one of these.
+    pub(super) fn exited(&self, codes: &[i32]) -> Result<()> {
+        let known = self.code.is_some_and(|code| codes.contains(&code));
+        ensure!(known, "exit code {:?}, not {codes:?}: {}", self.code, self.stderr.trim());
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! `lab faults`: real guests moved while something goes wrong, each time from a fresh boot.
+//!
+//! What is asked of vmscatter is the same each time: a guest runs exactly once, at its source or at its target, its
+//! ticks go on without a gap, its data is whole, and one that stayed has its migration parameters as they were.
+
+mod bench;
+mod scenarios;
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::assets::Assets;
+use crate::progress::Progress;
+use crate::session::Settings;
+use bench::Bench;
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scenario {
+    /// A guest is paused before it is moved, and stays so.
+    Paused,
+    /// Targets lose one UDP packet in a hundred.
+    Loss,
+    /// Multicast does not reach one target.
+    NoMulticast,
+    /// Ctrl-C while guests are on their way; then all are moved after all.
+    Cancel,
+    /// A target's agent and its QEMUs are killed.
+    TargetDies,
+    /// The source's agent is killed.
+    SourceDies,
+    /// Targets that can't take a guest.
+    BadMachine,
+}
+
+impl Scenario {
+    /// All, in the order in which they are run.
+    pub const ALL: [Self; 7] = [
+        Self::Paused,
+        Self::Loss,
+        Self::NoMulticast,
+        Self::Cancel,
+        Self::TargetDies,
+        Self::SourceDies,
+        Self::BadMachine,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Loss => "loss",
+            Self::NoMulticast => "no-multicast",
+            Self::Cancel => "cancel",
+            Self::TargetDies => "target-dies",
+            Self::SourceDies => "source-dies",
+            Self::BadMachine => "bad-machine",
+        }
+    }
+
+    fn play(self, bench: &mut Bench<'_>) -> Result<()> {
+        match self {
+            Self::Paused => scenarios::paused(bench),
+            Self::Loss => scenarios::loss(bench),
+            Self::NoMulticast => scenarios::no_multicast(bench),
+            Self::Cancel => scenarios::cancel(bench),
+            Self::TargetDies => scenarios::target_dies(bench),
+            Self::SourceDies => scenarios::source_dies(bench),
+            Self::BadMachine => scenarios::bad_machine(bench),
+        }
+    }
+}
+
+impl std::str::FromStr for Scenario {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|scenario| scenario.name() == name)
+            .ok_or(format!("no scenario {name:?}; known: {known}"))
+    }
+}
+
+/// Plays the scenarios and prints a line for each; whether all went well.
+pub fn run(settings: &Settings, scenarios: &[Scenario]) -> Result<bool> {
+    let progress = Progress::default();
+    let assets = Assets::prepare()?;
+    let mut all_well = true;
+    for scenario in scenarios {
+        let mut bench = Bench::start(settings, &assets, &progress)?;
+        progress.step(scenario.name());
+        let since = Instant::now();
+        let result = scenario.play(&mut bench);
+        let took = since.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("{:<14}ok ({took:.1} s)", scenario.name()),
+            Err(error) => {
+                all_well = false;
+                println!("{:<14}FAILED {error:#} ({took:.1} s)\n{}", scenario.name(), bench.last_words());
+            }
+        }
+    }
+    progress.finish();
+    Ok(all_well)
+}
