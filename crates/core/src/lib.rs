@@ -11,7 +11,7 @@
 //! - [`wire`]: what crosses the network: control messages, sealed pieces, bodies of frames
 //! - [`transport`]: moves numbered frames to target sets, with repair and pace
 //! - [`session`]: the state machines of source and target, which hold the seven rules
-//! - [`limits`]: every bound of the system, by name
+//! - [`limits`]: the bounds that modules share, by name
 //! - [`time`]: the clock that callers pass in
 
 #![forbid(unsafe_code)]

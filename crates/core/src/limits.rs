@@ -1,4 +1,5 @@
-//! Every bound of the system, by name, with its unit last.
+//! The bounds that several modules share, by name, with their unit last. What bounds one module alone stands at its head,
+//! by name too.
 //!
 //! Rule 6: what a peer or a guest can make grow has a limit here, and what exceeds it ends that peer's session or
 //! that guest's migration, never the process.

@@ -38,6 +38,9 @@ pub struct Run {
     pub network_traffic_bytes: u64,
     /// Over all guests that arrived.
     pub downtime_ms: Downtime,
+    /// Bytes of contents that are not zero, each counted once, over all guests, as vmscatter found them; None off the
+    /// shelf.
+    pub distinct_nonzero_bytes: Option<u64>,
     /// One for each guest.
     pub guests: Vec<GuestRow>,
     /// Rate of the links, in tc's notation.
@@ -203,6 +206,7 @@ impl Report {
         }
         for run in &self.runs {
             let mode = run.mode.name();
+            run.against_distinct(text);
             for guest in &run.guests {
                 if let Some(problem) = &guest.problem {
                     text.push_str(&format!("{mode}, {} to {}: {problem}\n", guest.name, guest.target));
@@ -213,11 +217,14 @@ impl Report {
                 .iter()
                 .filter(|guest| (guest.tick_gap_ms - guest.downtime_ms).abs() > GAP_TOLERANCE_MS);
             let apart: Vec<String> = apart
-                .map(|guest| format!("{} {:.0} / {:.0}", guest.name, guest.tick_gap_ms, guest.downtime_ms))
+                .map(|guest| {
+                    let handover = guest.handover_gap_ms.map_or("-".to_owned(), |gap| format!("{gap:.0}"));
+                    format!("{} {:.0} / {handover} / {:.0}", guest.name, guest.tick_gap_ms, guest.downtime_ms)
+                })
                 .collect();
             if !apart.is_empty() {
                 text.push_str(&format!(
-                    "{mode}: longest tick gap and downtime more than {GAP_TOLERANCE_MS:.0} ms apart (ms): {}\n",
+                    "{mode}: longest tick gap more than {GAP_TOLERANCE_MS:.0} ms from downtime (longest gap / gap at the hand-over / downtime, ms): {}\n",
                     apart.join(", ")
                 ));
             }
@@ -226,6 +233,21 @@ impl Report {
 }
 
 impl Run {
+    /// How close the transfer came to what has to leave: each distinct content once, and what was rewritten meanwhile.
+    fn against_distinct(&self, text: &mut String) {
+        let Some(distinct) = self.distinct_nonzero_bytes else { return };
+        let rates = self.guests.iter().filter_map(|guest| guest.dirtied_kib_per_s);
+        let rewritten = rates.sum::<f64>() * 1024.0 * self.total_time_s;
+        let floor = distinct as f64 + rewritten;
+        text.push_str(&format!(
+            "{}: {:.2} x (distinct contents {:.1} MB + rewritten meanwhile {:.1} MB)\n",
+            self.mode.name(),
+            self.transferred_bytes as f64 / floor,
+            distinct as f64 / 1e6,
+            rewritten / 1e6
+        ));
+    }
+
     fn cells(&self, baseline: Option<&Self>) -> [String; 7] {
         let against = |value: f64, of: fn(&Self) -> f64| match baseline {
             Some(baseline) if of(baseline) > 0.0 => {

@@ -59,6 +59,12 @@ struct Programs {
 #[derive(Debug, Deserialize)]
 struct Outcome {
     guests: Vec<GuestOutcome>,
+    scatter: ScatterOutcome,
+}
+
+#[derive(Debug, Deserialize)]
+struct ScatterOutcome {
+    distinct_nonzero_bytes: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -159,14 +165,15 @@ impl Agents {
         Ok(child)
     }
 
-    /// Runs `vmscatter migrate` for all guests. One result for each guest, in their order.
+    /// Runs `vmscatter migrate` for all guests. One result for each guest, in their order, and the bytes of distinct
+    /// contents that vmscatter found in them.
     pub fn migrate_all(
         &self,
         session: &Session,
         mode: Mode,
         settings: &Settings,
         progress: &Progress,
-    ) -> Result<Vec<Result<Arrival>>> {
+    ) -> Result<(Vec<Result<Arrival>>, u64)> {
         let hold = settings.holds().then(|| self.directory.join("hold"));
         let mut command = self.migrate_command(session, mode, settings, hold.as_deref())?;
         let ended = AtomicBool::new(false);
@@ -194,7 +201,8 @@ impl Agents {
             error.context(format!("the agents' last words:\n{}", logs.collect::<String>()))
         })?;
         let arrivals = session.guests.iter().zip(watched);
-        Ok(arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect())
+        let arrivals = arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect();
+        Ok((arrivals, outcome.scatter.distinct_nonzero_bytes))
     }
 
     /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.

@@ -200,9 +200,12 @@ impl Session {
         let before = self.bytes(settings.hosts)?;
         progress.step(&format!("{}: moving {} guests", mode.name(), self.guests.len()));
         let start = Start::now()?;
-        let arrivals = match &drivers {
-            None => baseline::migrate_all(&self, mode, settings, progress)?,
-            Some(agents) => agents.migrate_all(&self, mode, settings, progress)?,
+        let (arrivals, distinct_nonzero_bytes) = match &drivers {
+            None => (baseline::migrate_all(&self, mode, settings, progress)?, None),
+            Some(agents) => {
+                let (arrivals, bytes) = agents.migrate_all(&self, mode, settings, progress)?;
+                (arrivals, Some(bytes))
+            }
         };
         let end = Instant::now();
         let after = self.bytes(settings.hosts)?;
@@ -219,6 +222,7 @@ impl Session {
             transferred_bytes: after.sent - before.sent,
             network_traffic_bytes: after.received.iter().sum::<u64>() - before.received.iter().sum::<u64>(),
             downtime_ms: Downtime::of(&rows),
+            distinct_nonzero_bytes,
             guests: rows,
             rate: settings.rate.clone(),
             memory_mib: settings.guest.memory_mib,

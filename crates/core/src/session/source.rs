@@ -132,7 +132,7 @@ struct Vm {
     target_journal_us: u64,
 }
 
-/// The state machine; see the [module](self).
+/// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct SourceSession {
     vms: BTreeMap<u16, Vm>,
@@ -397,7 +397,12 @@ impl SourceSession {
                 VmStage::Done | VmStage::Failed | VmStage::InDoubt => {}
                 VmStage::Released | VmStage::Deciding | VmStage::Committed => {
                     state.stage = VmStage::InDoubt;
-                    state.failure.get_or_insert_with(|| reason.to_owned());
+                    state.failure.get_or_insert_with(|| {
+                        format!(
+                            "in doubt: {reason}, after it had voted for the guest, which stands paused on both sides; \
+                             the target's journal says whether it runs there"
+                        )
+                    });
                 }
                 _ => self.stay(vm, reason.to_owned()),
             }

@@ -65,7 +65,7 @@ enum Stage {
     Tail,
 }
 
-/// The state machine; see the [module](self).
+/// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct SourceVm {
     stage: Stage,

@@ -97,7 +97,7 @@ struct Vm {
     close_pending: bool,
 }
 
-/// The state machine; see the [module](self).
+/// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct TargetSession {
     keys: SessionKeys,

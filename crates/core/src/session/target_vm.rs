@@ -70,7 +70,7 @@ pub struct Output {
     pub stream_next: u64,
 }
 
-/// The state machine; see the [module](self).
+/// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct TargetVm {
     blocks: Vec<BlockSpec>,

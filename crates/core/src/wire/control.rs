@@ -1,7 +1,7 @@
 //! Control messages between the agents of a source and a target host, over mutual TLS.
 //!
 //! Each message is [`Envelope`] in postcard behind a big-endian `u32` length of at most
-//! [`CONTROL_MESSAGE_BYTES_MAX`](crate::limits::CONTROL_MESSAGE_BYTES_MAX). The first message of either side is
+//! [`CONTROL_MESSAGE_BYTES_MAX`]. The first message of either side is
 //! [`Hello`]; the highest version that both name is spoken, and there is no session without one in common.
 //!
 //! ```text

@@ -1,4 +1,4 @@
-//! A control connection: [`Envelope`]s over mutual TLS, read and written by a task each, with bounded queues to the session.
+//! A control connection: envelopes over mutual TLS, read and written by a task each, with bounded queues to the session.
 //!
 //! Every wait has a deadline, and every deadline closes the socket. Pings keep a quiet connection apart from a
 //! dead one; they are sent and answered here and never reach the session. The first fault of either half ends both, and

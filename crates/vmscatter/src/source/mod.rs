@@ -9,7 +9,7 @@
 //!
 //! - [`migrate`](run_migrate): the phases of a session; `actor`: its loop once QEMUs migrate
 //! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once; `scan`: and what is identical is shown
-//! - `scatter`: shared contents go out; `stream`: a VM's stream; `encode`: threads that compress; `link`: the
+//! - `scatter`: shared contents go out, after `probe` has told whom multicast reaches; `stream`: a VM's stream; `encode`: threads that compress; `link`: the
 //!   connections to a target
 
 mod actor;
@@ -18,6 +18,7 @@ mod encode;
 mod guest;
 mod link;
 mod migrate;
+mod probe;
 mod scan;
 mod scatter;
 mod stream;

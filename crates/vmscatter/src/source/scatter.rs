@@ -18,12 +18,13 @@ use vmscatter_core::session::{ScatterFrame, Scatterer, SessionKeys};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::{Message, Report, Uuid};
-use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
+use vmscatter_core::wire::piece::{seal_piece, session_tag};
 use vmscatter_core::wire::seal::{Channel, SealKey};
 
 use super::actor::Event;
 use super::encode::EncodePool;
 use super::link::TargetLink;
+use super::probe::Probing;
 use super::stream::Stream;
 use crate::net::udp::MulticastSender;
 use crate::qemu::memory::GuestMemory;
@@ -31,10 +32,6 @@ use crate::report::outcome::ScatterOutcome;
 
 /// The thread looks up at least this often while there is something to send.
 const LOOK_UP: Duration = Duration::from_millis(5);
-/// A member that has heard no probe by then is served over TCP.
-const PROBE_DEADLINE: Duration = Duration::from_millis(1500);
-const PROBE_INTERVAL: Duration = Duration::from_millis(20);
-const PROBE_BYTES: usize = 16;
 /// Frames that are being encoded at once.
 const ENCODING_MAX: usize = 16;
 
@@ -188,15 +185,6 @@ struct Work {
     probing: Option<Probing>,
 }
 
-/// Finding out which members multicast reaches, before anything is sent by it.
-struct Probing {
-    deadline: Instant,
-    next: Instant,
-    /// Sets and members of which nothing was heard yet.
-    waiting: HashSet<(u16, u16)>,
-    keys: HashMap<u16, SealKey>,
-}
-
 impl Work {
     fn new(
         setup: Setup,
@@ -241,64 +229,33 @@ impl Work {
             shared,
         };
         work.add_sets();
-        work.probing = Some(work.start_probing()).filter(|probing| !probing.waiting.is_empty());
+        let grouped = |link: &&SetLink| work.sets.get(&link.number).is_some_and(|set| set.group.is_some());
+        work.probing = Some(Probing::new(work.setup.sets.iter().filter(grouped), Instant::now()));
         Ok(work)
-    }
-
-    fn start_probing(&self) -> Probing {
-        let grouped = |link: &&SetLink| self.sets.get(&link.number).is_some_and(|set| set.group.is_some());
-        let links: Vec<&SetLink> = self.setup.sets.iter().filter(grouped).collect();
-        let members = |link: &&SetLink| {
-            let number = link.number;
-            link.set.members().map(move |target| (number, u16::from(target.0))).collect::<Vec<_>>()
-        };
-        Probing {
-            deadline: Instant::now() + PROBE_DEADLINE,
-            next: Instant::now(),
-            waiting: links.iter().flat_map(members).collect(),
-            keys: links.iter().map(|link| (link.number, SealKey::new(&link.key, Channel::PROBE))).collect(),
-        }
     }
 
     /// Sends probes until every member has heard one; those that have not by the deadline are served over TCP.
     fn probe(&mut self) {
-        let Some(mut probing) = self.probing.take() else { return };
-        if probing.waiting.is_empty() {
-            return;
-        }
-        if Instant::now() >= probing.deadline {
-            let mut targets = HashSet::new();
-            for (set, target) in probing.waiting {
+        let Some(mut probing) = self.probing.take().filter(|probing| !probing.is_over()) else { return };
+        let now = Instant::now();
+        if let Some(unreached) = probing.unreached(now) {
+            let targets: HashSet<u16> = unreached.iter().map(|(_, target)| *target).collect();
+            for (set, target) in unreached {
                 self.sender.serve_by_unicast(set, target);
-                targets.insert(target);
             }
             for target in targets {
                 let _ = self.setup.events.send(Event::Unreached(target));
             }
             return;
         }
-        if Instant::now() >= probing.next {
-            probing.next = Instant::now() + PROBE_INTERVAL;
-            let sets: HashSet<u16> = probing.waiting.iter().map(|(set, _)| *set).collect();
-            for set in sets {
-                self.send_probe(set, probing.keys.get_mut(&set));
-            }
-        }
-        self.probing = Some(probing);
-    }
-
-    fn send_probe(&mut self, set: u16, key: Option<&mut SealKey>) {
-        let group = self.sets.get(&set).and_then(|set| set.group.as_ref()).map(|(group, _)| *group);
-        let (Some(group), Some(key), Some(socket)) = (group, key, self.socket.as_mut()) else { return };
-        let header =
-            PieceHeader::whole(PieceKind::Probe, set, session_tag(&self.setup.session), 0, PROBE_BYTES);
-        let mut piece = Vec::new();
-        if seal_piece(key, &header, &[0; PROBE_BYTES], &mut piece).is_ok() {
-            let bytes = piece.len();
-            if let Err(error) = socket.send(group, &piece, bytes) {
+        for (set, piece) in probing.due(now, session_tag(&self.setup.session)) {
+            let group = self.sets.get(&set).and_then(|set| set.group.as_ref()).map(|(group, _)| *group);
+            let Some((group, socket)) = group.zip(self.socket.as_mut()) else { continue };
+            if let Err(error) = socket.send(group, &piece, piece.len()) {
                 tracing::debug!("probe: {error}");
             }
         }
+        self.probing = Some(probing);
     }
 
     /// The granted sets, and for contents of one target that target's own.
@@ -392,7 +349,7 @@ impl Work {
             }
             Order::Heard(set, target) => {
                 if let Some(probing) = &mut self.probing {
-                    probing.waiting.remove(&(set, target));
+                    probing.heard(set, target);
                 }
             }
             Order::RemoveTarget(target) => self.remove_target(target),

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! - [`data`]: hands data connections to their sessions
-//! - [`actor`]: the thread that feeds and drains the state machine
-//! - [`incoming`]: starts incoming QEMUs, lets them run, ends them
-//! - [`pipe`]: the two threads of each VM's migration socket
+//! - `actor`: the thread that feeds and drains the state machine
+//! - `incoming`: starts incoming QEMUs, lets them run, ends them
+//! - `pipe`: the two threads of each VM's migration socket
 
 mod actor;
 pub mod data;
