@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -42,6 +42,37 @@ const READ_BUFFER_BYTES: usize = 256 * 1024;
 #[error("data connection closed")]
 pub struct Closed;
 
+/// What several connections may send together. Pieces of the scatter do not count: its sender keeps the rate itself.
+#[derive(Debug)]
+pub struct RateLimit {
+    bytes_per_s: f64,
+    /// When the next piece may leave.
+    next: Mutex<Instant>,
+}
+
+impl RateLimit {
+    /// A thread that slept too long may make up for that much.
+    const SLACK: Duration = Duration::from_millis(2);
+
+    /// `bytes_per_s` is 1 at least.
+    pub fn new(bytes_per_s: u64) -> RateLimit {
+        RateLimit { bytes_per_s: bytes_per_s.max(1) as f64, next: Mutex::new(Instant::now()) }
+    }
+
+    /// When a piece of `bytes` may leave that is asked for at `now`.
+    fn reserve(&self, now: Instant, bytes: usize) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(|e| e.into_inner());
+        let at = now.checked_sub(Self::SLACK).map_or(*next, |earliest| earliest.max(*next));
+        *next = at + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+        at
+    }
+
+    fn wait(&self, bytes: usize) {
+        let now = Instant::now();
+        std::thread::sleep(self.reserve(now, bytes).saturating_duration_since(now));
+    }
+}
+
 #[derive(Debug, Default)]
 struct Queues {
     pieces: [VecDeque<Vec<u8>>; PRIORITIES],
@@ -72,8 +103,8 @@ impl Shared {
         self.emptied.notify_all();
     }
 
-    /// The most urgent piece; waits for one. `None` when it is over.
-    fn next(&self) -> Option<Vec<u8>> {
+    /// The most urgent piece, and whether the rate limit is for it; waits for one. `None` when it is over.
+    fn next(&self) -> Option<(Vec<u8>, bool)> {
         let mut queues = self.lock();
         loop {
             if queues.closed {
@@ -84,7 +115,7 @@ impl Shared {
                 queues.bytes[at] -= piece.len();
                 drop(queues);
                 self.emptied.notify_all();
-                return Some(piece);
+                return Some((piece, at != Priority::Scatter as usize));
             }
             queues = self.filled.wait(queues).unwrap_or_else(|e| e.into_inner());
         }
@@ -99,11 +130,11 @@ pub struct DataSender {
 }
 
 impl DataSender {
-    /// Connects, and sends `hello`, a sealed piece.
+    /// Connects, and sends `hello`, a sealed piece. `limit` is shared with other connections.
     ///
     /// # Errors
     /// Those of the socket.
-    pub fn connect(addr: SocketAddr, hello: &[u8]) -> io::Result<DataSender> {
+    pub fn connect(addr: SocketAddr, hello: &[u8], limit: Option<Arc<RateLimit>>) -> io::Result<DataSender> {
         let mut socket = TcpStream::connect_timeout(&addr, CONNECT_DEADLINE)?;
         socket.set_nodelay(true)?;
         setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
@@ -112,7 +143,10 @@ impl DataSender {
         let shared = Arc::new(Shared::default());
         let (work, mut writer) = (shared.clone(), socket.try_clone()?);
         let send_all = move || {
-            while let Some(piece) = work.next() {
+            while let Some((piece, limited)) = work.next() {
+                if let Some(limit) = limit.as_ref().filter(|_| limited) {
+                    limit.wait(piece.len());
+                }
                 if let Err(error) = write_piece(&mut writer, &piece) {
                     tracing::debug!("data connection: {error}");
                     break;
@@ -228,7 +262,7 @@ mod tests {
 
     fn connected() -> (DataSender, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let sender = DataSender::connect(listener.local_addr().unwrap(), b"hello").unwrap();
+        let sender = DataSender::connect(listener.local_addr().unwrap(), b"hello", None).unwrap();
         (sender, listener.accept().unwrap().0)
     }
 
@@ -310,5 +344,17 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
         assert!(batches.try_recv().is_err());
+    }
+
+    #[test]
+    fn connections_share_one_rate() {
+        let limit = RateLimit::new(1_000_000);
+        let now = Instant::now() + Duration::from_secs(1);
+        let first = limit.reserve(now, 500_000);
+        assert!(first <= now, "nothing was sent before it");
+        assert_eq!(limit.reserve(now, 1_000) - first, Duration::from_millis(500));
+        assert_eq!(limit.reserve(now, 1_000) - first, Duration::from_millis(501));
+        let later = now + Duration::from_secs(60);
+        assert!(later - limit.reserve(later, 1) <= RateLimit::SLACK, "an idle link saves nothing up");
     }
 }

@@ -10,7 +10,7 @@ use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_ta
 use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
 
 use crate::agent::control::{ControlSender, PeerInfo};
-use crate::net::data::{DataSender, Priority};
+use crate::net::data::{DataSender, Priority, RateLimit};
 
 /// A target, as the source reaches it.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct TargetLink {
 }
 
 impl TargetLink {
-    /// Opens the data connection and says whose it is.
+    /// Opens the data connection and says whose it is; `limit` is for all streams of the session together.
     ///
     /// # Errors
     /// Those of the socket.
@@ -40,6 +40,7 @@ impl TargetLink {
         control: ControlSender,
         session: Uuid,
         own: &SetGrant,
+        limit: Option<Arc<RateLimit>>,
     ) -> std::io::Result<Arc<TargetLink>> {
         let addr = SocketAddr::new(peer.addr.ip(), peer.resources.data_port);
         let tag = session_tag(&session);
@@ -47,7 +48,7 @@ impl TargetLink {
         let mut first = Vec::new();
         let header = PieceHeader::whole(PieceKind::DataHello, own.set, tag, 0, 1);
         seal_piece(&mut key, &header, &[0], &mut first).map_err(std::io::Error::other)?;
-        let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first)).await??;
+        let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first, limit)).await??;
         let (messages, mut queue) = tokio::sync::mpsc::unbounded_channel();
         let sender = control.clone();
         // The session's loop never waits for a target; what it says to one is bounded by what that one does.

@@ -29,6 +29,7 @@ use crate::agent::control::{ControlConnection, ControlReceiver, hello};
 use crate::agent::guest_file::{GuestFile, format_uuid};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
+use crate::net::data::RateLimit;
 use crate::net::udp::random_group;
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{
@@ -157,9 +158,10 @@ impl Run {
         self.phase(Phase::Place);
         let placement = self.place(&guests, &connections)?;
         let (to_events, events) = unbounded_channel();
+        let limit = self.request.bandwidth_bits.map(|bits| Arc::new(RateLimit::new(bits / 8)));
         let mut links = Vec::new();
         for (number, connection) in connections.into_iter().enumerate() {
-            links.push(self.open_target(&keys, number as u16, connection, &to_events).await?);
+            links.push(self.open_target(&keys, number as u16, connection, limit.clone(), &to_events).await?);
         }
         // Incoming QEMUs start while memory is read: both take their time, and neither needs the other.
         self.phase(Phase::Prepare);
@@ -403,6 +405,7 @@ impl Run {
         keys: &RawKeys,
         number: u16,
         connection: ControlConnection,
+        limit: Option<Arc<RateLimit>>,
         events: &UnboundedSender<Event>,
     ) -> Result<Arc<TargetLink>, Stop> {
         let ControlConnection { sender, mut receiver, peer } = connection;
@@ -421,7 +424,7 @@ impl Run {
             Ok(Err(error)) => return Err(fault(error.to_string())),
             Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
         }
-        let link = TargetLink::connect(number, &peer, sender, keys.session, &own).await;
+        let link = TargetLink::connect(number, &peer, sender, keys.session, &own, limit).await;
         let link = link.map_err(|e| fault(format!("data connection: {e}")))?;
         forward_control(number, receiver, events.clone());
         Ok(link)
