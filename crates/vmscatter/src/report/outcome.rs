@@ -134,7 +134,7 @@ pub struct ScatterOutcome {
     pub frames: u64,
     /// Bytes by multicast as sealed, repair included.
     pub multicast_bytes: u64,
-    /// Of these, sent again as they were lost.
+    /// Of these, sent again as they were lost, counted as whole datagrams.
     pub repair_bytes: u64,
     /// Scattered frames that went by TCP, as sealed.
     pub unicast_bytes: u64,

@@ -165,6 +165,7 @@ struct Work {
     shared: Arc<Shared>,
     start: Instant,
     sender: Sender,
+    datagram_bytes: u64,
     scatterer: Scatterer,
     socket: Option<MulticastSender>,
     sets: HashMap<u16, Set>,
@@ -200,13 +201,11 @@ impl Work {
             None => None,
         };
         let ip_udp_bytes = if local.is_some_and(|ip| ip.is_ipv6()) { 48 } else { 28 };
-        let config = SenderConfig {
-            bandwidth: setup.bandwidth,
-            datagram_bytes: mtu as usize - ip_udp_bytes,
-            ..SenderConfig::default()
-        };
+        let datagram_bytes = mtu as usize - ip_udp_bytes;
+        let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),
+            datagram_bytes: datagram_bytes as u64,
             scatterer: Scatterer::new(setup.keys.mac.clone()),
             socket,
             sets: HashMap::new(),
@@ -523,6 +522,8 @@ impl Work {
             );
         }
         let mut outcome = self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner());
+        // A frame's last piece is shorter; no account is kept of which pieces were repaired.
+        outcome.repair_bytes = self.sender.counters().multicast_repairs * self.datagram_bytes;
         outcome.sets = self.sets.values().filter(|set| set.members.len() > 1).count() as u32;
     }
 }
