@@ -209,19 +209,24 @@ impl DemoArguments {
     }
 }
 
+/// What `end-to-end` and `faults` have in common: few guests, few hosts, everything else as in the demo.
+fn test_settings(accel: AccelChoice, compare_ram: bool, vmscatter: PathBuf) -> Result<Settings> {
+    let guest = GuestOptions::default();
+    Ok(Settings {
+        guests: END_TO_END.0,
+        hosts: END_TO_END.1,
+        rate: "1gbit".to_owned(),
+        guest: GuestOptions { accel: accel.resolve(guest.memory_mib)?, ..guest },
+        compare_ram,
+        damage: None,
+        vmscatter,
+    })
+}
+
 impl EndToEndArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
-        let guest = GuestOptions::default();
-        let settings = Settings {
-            guests: END_TO_END.0,
-            hosts: END_TO_END.1,
-            rate: "1gbit".to_owned(),
-            guest: GuestOptions { accel: self.accel.resolve(guest.memory_mib)?, ..guest },
-            compare_ram: true,
-            damage: None,
-            vmscatter,
-        };
+        let settings = test_settings(self.accel, true, vmscatter)?;
         let wrong = demo::end_to_end(settings, &self.modes)?;
         for line in &wrong {
             println!("{line}");
@@ -233,16 +238,7 @@ impl EndToEndArguments {
 impl FaultsArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
-        let guest = GuestOptions::default();
-        let settings = Settings {
-            guests: END_TO_END.0,
-            hosts: END_TO_END.1,
-            rate: "1gbit".to_owned(),
-            guest: GuestOptions { accel: self.accel.resolve(guest.memory_mib)?, ..guest },
-            compare_ram: false,
-            damage: None,
-            vmscatter,
-        };
+        let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
     }

@@ -8,12 +8,14 @@
 //! - [`source`]: a job's work on the host that the guests leave
 //! - [`target`]: the work on a host that takes them in
 //! - [`net`]: UDP multicast and TCP data connections
+//! - [`random`]: keys and UUIDs
 //! - [`report`]: what a job says while it runs and when it has ended, and how that is shown
 
 pub mod agent;
 pub mod cli;
 pub mod net;
 pub mod qemu;
+pub mod random;
 pub mod report;
 pub mod source;
 pub mod target;

@@ -109,10 +109,7 @@ pub struct TargetSession {
     actions: VecDeque<TargetAction>,
     /// Sets on whose groups a probe has arrived.
     heard: HashSet<u16>,
-    source_lost: bool,
     finished: bool,
-    /// Stream frames that named a VM which is not open here.
-    strays: u64,
 }
 
 impl TargetSession {
@@ -126,9 +123,7 @@ impl TargetSession {
             decoder: Decoder::new(),
             actions: VecDeque::new(),
             heard: HashSet::new(),
-            source_lost: false,
             finished: false,
-            strays: 0,
         }
     }
 
@@ -274,7 +269,6 @@ impl TargetSession {
 
     fn stream_frame(&mut self, vm: u16, seq: u64, body: Vec<u8>) {
         let Some(state) = self.vms.get_mut(&vm).filter(|state| state.stage == Stage::Open) else {
-            self.strays += 1;
             return;
         };
         if let Err(error) = state.state.stream_frame(seq, body, &mut self.decoder) {
@@ -462,7 +456,6 @@ impl TargetSession {
 
     /// The connection to the source is gone: what is not voted for goes; what is waits for the source's decision.
     pub fn source_lost(&mut self) {
-        self.source_lost = true;
         self.give_up("the connection to the source was lost");
         self.finish();
     }

@@ -146,11 +146,6 @@ impl TargetVm {
         self.scatter_closed = true;
     }
 
-    /// Whether [`TargetVm::close_scatter`] was called.
-    pub fn is_scatter_closed(&self) -> bool {
-        self.scatter_closed
-    }
-
     /// An encoded stream frame; applied when all before it have been. A number that was seen before is dropped.
     ///
     /// # Errors
@@ -237,11 +232,6 @@ impl TargetVm {
         self.output.stream_next = self.next_seq;
         let nothing = self.output.bytes.is_empty() && self.output.frames.is_empty();
         (!nothing).then(|| std::mem::take(&mut self.output))
-    }
-
-    /// Plain bytes that [`TargetVm::take_output`] would give.
-    pub fn output_bytes(&self) -> usize {
-        self.output.bytes.len()
     }
 
     /// Bytes of the incoming QEMU's return path. Gives back those that go on to the source; SHUT(0) stays here.

@@ -277,10 +277,8 @@ impl GroupReceiver {
 
 /// A group for a target set, random so that two sources that drain to one target never meet.
 pub fn random_group(config: &MulticastConfig) -> IpAddr {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
     let prefix = config.prefix;
-    let host = u32::from_be_bytes(bytes) & (u32::MAX >> prefix.bits);
+    let host = u32::from_be_bytes(crate::random::random()) & (u32::MAX >> prefix.bits);
     IpAddr::V4(Ipv4Addr::from_bits(prefix.base.to_bits() | host))
 }
 

@@ -19,6 +19,7 @@ use crate::qemu::memory::GuestMemory;
 use crate::qemu::monitor::Features;
 use crate::qemu::qmp::{Qmp, QmpError, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
+use crate::random::random_uuid;
 
 /// `max-bandwidth` that holds a stream: some 41 KB/s flow, and the monitor still answers.
 const HELD_BYTES_PER_S: u64 = 20_480;
@@ -143,14 +144,6 @@ fn parameters(values: &[(&str, u64)]) -> Map<String, Value> {
 
 fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
-}
-
-fn random_uuid() -> Uuid {
-    let mut uuid = [0; 16];
-    aws_lc_rs::rand::fill(&mut uuid).expect("the system has random numbers");
-    uuid[6] = (uuid[6] & 0x0f) | 0x40;
-    uuid[8] = (uuid[8] & 0x3f) | 0x80;
-    uuid
 }
 
 impl Monitor {

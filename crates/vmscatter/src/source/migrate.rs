@@ -31,6 +31,7 @@ use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GuestText, MigrateRequest};
 use crate::net::data::RateLimit;
 use crate::net::udp::random_group;
+use crate::random::{random, random_uuid};
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{
     GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, ScatterOutcome,
@@ -150,7 +151,7 @@ impl Run {
     }
 
     async fn run(&self) -> Result<MigrateOutcome, Stop> {
-        let keys = RawKeys { session: random_session(), mac: random(), digest: random() };
+        let keys = RawKeys { session: random_uuid(), mac: random(), digest: random() };
         self.phase(Phase::Connect);
         let guests = self.open_guests().await?;
         let connections = self.connect(&keys).await?;
@@ -301,6 +302,7 @@ impl Run {
             memories: vms.iter().map(|vm| vm.guest.memory.clone()).collect(),
             encoders,
             bandwidth,
+            assumed_bytes_per_s: rate,
             events: to_events.clone(),
         })
         .map_err(|e| Stop::Failed(format!("scatter: {e}")))?;
@@ -503,17 +505,4 @@ fn forward_qmp(vm: u16, guest: &mut SourceGuest, events: &UnboundedSender<Event>
             crate::qemu::qmp::QmpEvent { name: CLOSED.to_owned(), data: serde_json::Value::Null, time_us: 0 };
         let _ = events.send(Event::Qmp(vm, closed));
     });
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has random numbers");
-    bytes
-}
-
-fn random_session() -> Uuid {
-    let mut uuid: Uuid = random();
-    uuid[6] = (uuid[6] & 0x0f) | 0x40;
-    uuid[8] = (uuid[8] & 0x3f) | 0x80;
-    uuid
 }

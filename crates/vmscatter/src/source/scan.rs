@@ -16,6 +16,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{GuestText, ScanRequest};
 use crate::qemu::memory::GuestMemory;
+use crate::random::random;
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{Exit, ScanGuest, ScanOutcome};
 
@@ -92,10 +93,8 @@ pub async fn run_scan(
         }
     }
     sink.emit(JobEvent::Phase { guest: None, phase: Phase::Collect });
-    let mut key = [0; 16];
-    aws_lc_rs::rand::fill(&mut key).expect("the system has random numbers");
     let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-    match collect_guests(memories, MacKey::new(&key), &cancel).await {
+    match collect_guests(memories, MacKey::new(&random()), &cancel).await {
         Ok(collection) => outcome(&guests, &collection, &sink),
         Err(CollectError::Cancelled) => ScanOutcome::cancelled(),
         Err(error) => ScanOutcome::bad_input(error.to_string()),

@@ -59,6 +59,8 @@ pub(super) struct Setup {
     pub(super) memories: Vec<Arc<GuestMemory>>,
     pub(super) encoders: Arc<EncodePool>,
     pub(super) bandwidth: Option<u64>,
+    /// What the link is taken to carry until it has been measured.
+    pub(super) assumed_bytes_per_s: f64,
     pub(super) events: UnboundedSender<Event>,
 }
 
@@ -98,7 +100,7 @@ impl ScatterThread {
     pub(super) fn new(setup: Setup) -> std::io::Result<ScatterThread> {
         let (orders, queue) = unbounded();
         let shared = Arc::new(Shared::default());
-        let assumed_bytes_per_s = setup.bandwidth.map_or(125e6, |bytes| bytes as f64);
+        let assumed_bytes_per_s = setup.assumed_bytes_per_s;
         let mut work = Work::new(setup, orders.clone(), queue, shared.clone())?;
         std::thread::Builder::new().name("scatter".into()).spawn(move || work.run())?;
         Ok(ScatterThread { orders, shared, assumed_bytes_per_s })
