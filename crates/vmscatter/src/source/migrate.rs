@@ -16,7 +16,7 @@ use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
 use super::actor::{Actor, CLOSED, Event, Vm};
-use super::collect::{CollectError, Collected};
+use super::collect::{CollectError, CollectKey, Collected};
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
@@ -241,7 +241,8 @@ impl Run {
 
     async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collected, Stop> {
         let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-        match collect_guests(memories, key, &self.cancel).await {
+        let key = CollectKey::Session(key);
+        match collect_guests(memories, key, self.request.collect_cpu_percent, &self.cancel).await {
             Ok(Collection { collected, .. }) => {
                 for (guest, vm) in guests.iter().zip(&collected.vms) {
                     if let Some(error) = &vm.error {
