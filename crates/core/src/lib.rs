@@ -11,6 +11,7 @@
 //! - [`wire`]: what crosses the network: control messages, sealed pieces, bodies of frames
 //! - [`transport`]: moves numbered frames to target sets, with repair and pace
 //! - [`session`]: the state machines of source and target, which hold the seven rules
+//! - [`predict`]: what a migration will carry and how long it will take
 //! - [`limits`]: the bounds that modules share, by name
 //! - [`time`]: the clock that callers pass in
 
@@ -20,6 +21,7 @@ pub mod index;
 pub mod limits;
 pub mod page;
 pub mod placement;
+pub mod predict;
 pub mod qemu_stream;
 pub mod schedule;
 pub mod session;

@@ -82,6 +82,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
             let request = request::migrate(&options)?;
             client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach))
         }
+        Command::Plan(options) => {
+            let request = request::plan(&options)?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false))
+        }
         Command::Scan(options) => {
             let request = request::scan(&options)?;
             client::run(&options.agent.socket, request, client::View::of(&options.view, false))
