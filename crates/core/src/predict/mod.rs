@@ -13,4 +13,6 @@ mod wire;
 
 pub use inventory::{Inventory, SetVolume, VmInventory, VmVolume, Volume};
 pub use pace::{Measured, Pace, PhaseMeasured, PhaseTimes};
-pub use wire::{Bytes, Compressed, DEVICE_STATE_BYTES, Wire, off_the_shelf_bytes};
+pub use wire::{
+    Bytes, Compressed, DEVICE_STATE_BYTES, Wire, off_the_shelf_bytes, tcp_wire_bytes, udp_wire_bytes,
+};

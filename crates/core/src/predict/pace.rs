@@ -23,8 +23,10 @@ pub struct PhaseMeasured {
 /// What a migration has measured, for the prediction of the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// What the link carried at best, in bytes a second; zero where `--bandwidth` kept it below what it could carry.
+    /// What the link carried at best, or was allowed to carry, in bytes a second.
     pub link_bytes_per_s: f64,
+    /// An operator's limit kept it to that.
+    pub link_was_given: bool,
     /// VMs of the target that had most.
     pub vms_a_target: u64,
     /// From the order to start incoming QEMUs until all waited, in seconds; zero where that went on beside collecting.
@@ -70,6 +72,20 @@ pub struct PhaseTimes {
 }
 
 impl PhaseTimes {
+    /// Both, one after the other.
+    pub fn plus(&self, other: &PhaseTimes) -> PhaseTimes {
+        PhaseTimes {
+            connect_s: self.connect_s + other.connect_s,
+            collect_s: self.collect_s + other.collect_s,
+            place_s: self.place_s + other.place_s,
+            prepare_s: self.prepare_s + other.prepare_s,
+            open_s: self.open_s + other.open_s,
+            scatter_s: self.scatter_s + other.scatter_s,
+            streams_s: self.streams_s + other.streams_s,
+            hand_off_s: self.hand_off_s + other.hand_off_s,
+        }
+    }
+
     /// All of it.
     pub fn total_s(&self) -> f64 {
         let before = self.connect_s + self.collect_s + self.place_s + self.prepare_s + self.open_s;
@@ -92,8 +108,7 @@ impl Pace {
             measured => measured,
         };
         let vms_a_target = vms_a_target(volume);
-        let prepare_a_vm =
-            or(measured.prepare_s / measured.vms_a_target.max(1) as f64, PREPARE_A_VM);
+        let prepare_a_vm = or(measured.prepare_s / measured.vms_a_target.max(1) as f64, PREPARE_A_VM);
         PhaseTimes {
             prepare_s: prepare_a_vm * vms_a_target as f64,
             open_s: or(measured.open_s, OPEN),
@@ -120,8 +135,9 @@ impl Pace {
     /// The link's time, or the hosts' where they were what limited this phase before.
     fn phase(&self, bytes: u64, pages: u64, measured: &PhaseMeasured) -> f64 {
         let link = bytes as f64 / self.link_bytes_per_s;
-        let by_link = measured.bytes as f64 / measured.seconds / self.link_bytes_per_s;
-        if measured.pages == 0 || measured.seconds <= 0.0 || by_link > LINK_BOUND {
+        let link_before = self.measured.map_or(self.link_bytes_per_s, |measured| measured.link_bytes_per_s);
+        let used = measured.bytes as f64 / measured.seconds / link_before;
+        if measured.pages == 0 || measured.seconds <= 0.0 || used > LINK_BOUND {
             return link;
         }
         link.max(pages as f64 * measured.seconds / measured.pages as f64)

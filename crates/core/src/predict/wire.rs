@@ -145,14 +145,20 @@ impl Wire {
     }
 
     fn tcp(&self, bytes: u64) -> u64 {
-        tcp(bytes, self.mtu)
+        tcp_wire_bytes(bytes, self.mtu)
     }
 }
 
-/// `bytes` over TCP in full segments.
-fn tcp(bytes: u64, mtu: u32) -> u64 {
+/// What `bytes` over TCP are on a link, in full segments.
+pub fn tcp_wire_bytes(bytes: u64, mtu: u32) -> u64 {
     let segment = u64::from(mtu).saturating_sub(IP_TCP_BYTES).max(1);
     bytes + bytes.div_ceil(segment) * (IP_TCP_BYTES + ETHERNET_BYTES)
+}
+
+/// What `bytes` over UDP are on a link, in full datagrams.
+pub fn udp_wire_bytes(bytes: u64, mtu: u32) -> u64 {
+    let datagram = u64::from(mtu).saturating_sub(IP_UDP_BYTES).max(1);
+    bytes + bytes.div_ceil(datagram) * (IP_UDP_BYTES + ETHERNET_BYTES)
 }
 
 fn scaled(bytes: u64, by: f64) -> u64 {
@@ -168,7 +174,7 @@ pub fn off_the_shelf_bytes(volume: &Volume, targets: usize, mtu: u32) -> Vec<u64
     for vm in &volume.vms {
         let pages = vm.record_pages * (PAGE_SIZE as u64 + QEMU_PAGE_HEAD_BYTES);
         received[usize::from(vm.target.0)] +=
-            tcp(pages + vm.zero * QEMU_ZERO_PAGE_BYTES + DEVICE_STATE_BYTES, mtu);
+            tcp_wire_bytes(pages + vm.zero * QEMU_ZERO_PAGE_BYTES + DEVICE_STATE_BYTES, mtu);
     }
     received
 }

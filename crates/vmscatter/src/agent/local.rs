@@ -20,7 +20,8 @@ use super::guest_file::GuestFile;
 use super::input::BadInput;
 use super::jobs::Job;
 use super::protocol::{
-    JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest, TargetSpec,
+    JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
+    TargetSpec,
 };
 use crate::report::event::JobOutcome;
 use crate::report::outcome::Exit;

@@ -428,8 +428,14 @@ mod tests {
             (|r| r.targets[1].name = "T 2".into(), "is no host name"),
             (|r| r.rules.pins[0].guest = "vm9".into(), "--vm vm9=t2: no guest file has the name 'vm9'"),
             (|r| r.rules.pins[0].target = "t9".into(), "--vm vm1=t9: no --to has the name 't9'"),
-            (|r| r.rules.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }), "pinned to 't2' already"),
-            (|r| r.rules.apart[0].push("vm9".into()), "--apart vm1,vm2,vm9: no guest file has the name 'vm9'"),
+            (
+                |r| r.rules.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }),
+                "pinned to 't2' already",
+            ),
+            (
+                |r| r.rules.apart[0].push("vm9".into()),
+                "--apart vm1,vm2,vm9: no guest file has the name 'vm9'",
+            ),
             (|r| r.rules.apart[0].push("vm1".into()), "--apart vm1,vm2,vm1: 'vm1' is named twice"),
             (|r| drop(r.rules.apart[0].pop()), "--apart vm1: names fewer than two guests"),
             (|r| r.rules.vms_max = Some(0), "--vms-max: "),

@@ -148,7 +148,7 @@ pub(super) struct PlacementOptions {
     #[arg(long = "apart", value_name = "NAME,NAME..", value_parser = units::apart)]
     pub(super) apart: Vec<units::ApartOption>,
     /// Guests that a target takes at most [default: as many as an even spread needs].
-    #[arg(long, value_name = "N", conflicts_with = "few_targets")]
+    #[arg(long, value_name = "N")]
     pub(super) vms_max: Option<u32>,
     /// Use as few targets as their memory allows.
     #[arg(long)]

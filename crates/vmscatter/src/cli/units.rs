@@ -220,7 +220,8 @@ mod tests {
         assert_eq!(saved_target("t1"), target(None));
         assert_eq!(saved_target("t1=64GiB"), target(Some(64 << 30)));
         assert_eq!(saved_target("t1=1.5tib"), target(Some(3 << 39)));
-        for bad in ["", "=1GiB", "T1", "t1=", "t1=64", "t1=GiB", "t1=-1GiB", "t1=1e9GiB", "t1=0MiB", "t1=1GB"] {
+        for bad in ["", "=1GiB", "T1", "t1=", "t1=64", "t1=GiB", "t1=-1GiB", "t1=1e9GiB", "t1=0MiB", "t1=1GB"]
+        {
             assert!(saved_target(bad).is_err(), "{bad}");
         }
     }

@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use thiserror::Error;
@@ -59,7 +59,7 @@ pub struct CollectProgress {
 /// What was found.
 pub struct Collected {
     /// Contents that stand more than once.
-    pub contents: Contents,
+    pub contents: Arc<Contents>,
     /// Each VM, in the order given.
     pub vms: Vec<CollectedVm>,
 }
@@ -117,7 +117,7 @@ pub fn collect(
     if progress.cancel.load(Relaxed) {
         return Err(CollectError::Cancelled);
     }
-    Ok(Collected { contents: Contents::from_groups(space, groups), vms })
+    Ok(Collected { contents: Arc::new(Contents::from_groups(space, groups)), vms })
 }
 
 /// Runs `work` on each of so many threads and puts the results together.

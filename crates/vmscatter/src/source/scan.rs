@@ -23,8 +23,8 @@ use crate::report::outcome::{Exit, ScanGuest, ScanOutcome};
 /// What was collected, and what that took.
 pub(super) struct Collection {
     pub(super) collected: Collected,
-    bytes_read: u64,
-    time: Duration,
+    pub(super) bytes_read: u64,
+    pub(super) time: Duration,
 }
 
 /// Reads guests' memory on all cores, beside the async tasks.
