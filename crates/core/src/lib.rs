@@ -7,6 +7,7 @@
 //! - [`qemu_stream`]: QEMU's migration stream, parsed and composed
 //! - [`index`]: from the identities of all pages to the contents that stand more than once
 //! - [`placement`]: which VM goes to which target
+//! - [`topology`]: the network between source and targets, and what a placement puts on its links
 //! - [`schedule`]: what is sent to whom, in which order
 //! - [`wire`]: what crosses the network: control messages, sealed pieces, bodies of frames
 //! - [`transport`]: moves numbered frames to target sets, with repair and pace
@@ -24,5 +25,6 @@ pub mod qemu_stream;
 pub mod schedule;
 pub mod session;
 pub mod time;
+pub mod topology;
 pub mod transport;
 pub mod wire;
