@@ -12,12 +12,14 @@
 //! - [`wire`]: what crosses the network: control messages, sealed pieces, bodies of frames
 //! - [`transport`]: moves numbered frames to target sets, with repair and pace
 //! - [`session`]: the state machines of source and target, which hold the seven rules
+//! - [`journal`]: what an agent keeps on disk about guests on their way
 //! - [`limits`]: the bounds that modules share, by name
 //! - [`time`]: the clock that callers pass in
 
 #![forbid(unsafe_code)]
 
 pub mod index;
+pub mod journal;
 pub mod limits;
 pub mod page;
 pub mod placement;
