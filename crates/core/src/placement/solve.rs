@@ -1,7 +1,7 @@
 //! One placement out of several algorithms, with the bound beside it.
 
 use super::egress;
-use super::exact;
+use super::exact::{self, ExactError};
 use super::feasible::{check, why_not};
 use super::greedy::greedy as fill_greedily;
 use super::model::Model;
@@ -74,9 +74,9 @@ pub fn solve(
     check(problem, &model.rules)?;
     let exact = exact::solve(&model, effort.exact_steps_max, stop);
     let (mut placed, method) = match exact {
-        exact::Outcome::Found(placed) => (placed, Method::Exact),
-        exact::Outcome::Infeasible => return Err(why_not(problem, &model.rules, effort)),
-        exact::Outcome::TooLarge | exact::Outcome::Stopped => {
+        Ok(placed) => (placed, Method::Exact),
+        Err(ExactError::Infeasible) => return Err(why_not(problem, &model.rules, effort)),
+        Err(ExactError::TooLarge | ExactError::Stopped) => {
             let packed = pack(&model.rules, effort.seed);
             let greedy = fill_greedily(&model);
             let starts: Vec<Vec<u8>> = packed.ok().into_iter().chain(greedy).collect();
