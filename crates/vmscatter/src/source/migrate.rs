@@ -156,7 +156,12 @@ struct RawKeys {
 
 impl Run {
     fn setting(&self) -> Setting<'_> {
-        Setting { ctx: &self.ctx, sink: &self.sink, cancel: &self.cancel }
+        Setting {
+            ctx: &self.ctx,
+            sink: &self.sink,
+            cancel: &self.cancel,
+            collect_cpu_percent: self.request.collect_cpu_percent,
+        }
     }
 
     fn all_pinned(&self) -> bool {
@@ -171,7 +176,12 @@ impl Run {
 
     /// Chooses targets for the guests of all waves, and pins them.
     async fn place_all(&mut self) -> Result<PlacementOutcome, Stop> {
-        let setting = Setting { ctx: &self.ctx, sink: &self.sink, cancel: &self.cancel };
+        let setting = Setting {
+            ctx: &self.ctx,
+            sink: &self.sink,
+            cancel: &self.cancel,
+            collect_cpu_percent: self.request.collect_cpu_percent,
+        };
         setting.phase(Phase::Connect);
         let guests = setting.open_guests(&self.request.guests).await?;
         let resources = setting.ask(&self.request.targets, random_uuid()).await?;

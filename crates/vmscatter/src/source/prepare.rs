@@ -8,7 +8,7 @@ use vmscatter_core::page::MacKey;
 use vmscatter_core::placement::{DeliveryTree, HolderGroups, Solution, TargetId};
 use vmscatter_core::wire::control::{Message, Resources, Uuid};
 
-use super::collect::CollectError;
+use super::collect::{CollectError, CollectKey};
 use super::guest::SourceGuest;
 use super::scan::{Collection, collect_guests};
 use crate::agent::AgentContext;
@@ -33,6 +33,7 @@ pub(super) struct Setting<'a> {
     pub(super) ctx: &'a AgentContext,
     pub(super) sink: &'a EventSink,
     pub(super) cancel: &'a CancelToken,
+    pub(super) collect_cpu_percent: u8,
 }
 
 /// Targets for all guests, and how long choosing them took.
@@ -99,11 +100,14 @@ impl Setting<'_> {
     /// Reads all guests' memory.
     pub(super) async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collection, Stop> {
         let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-        let collection = match collect_guests(memories, key, self.cancel).await {
-            Ok(collection) => collection,
-            Err(CollectError::Cancelled) => return Err(Stop::Cancelled),
-            Err(error) => return Err(Stop::BadInput(error.to_string())),
-        };
+        let collection =
+            match collect_guests(memories, CollectKey::Session(key), self.collect_cpu_percent, self.cancel)
+                .await
+            {
+                Ok(collection) => collection,
+                Err(CollectError::Cancelled) => return Err(Stop::Cancelled),
+                Err(error) => return Err(Stop::BadInput(error.to_string())),
+            };
         for (guest, vm) in guests.iter().zip(&collection.collected.vms) {
             if let Some(error) = &vm.error {
                 let text = format!("its memory can't be read, all of it goes by its stream: {error}");
