@@ -132,5 +132,5 @@ pub(super) fn why_not(problem: &Problem, rules: &Rules, effort: Effort) -> Place
 }
 
 fn is_feasible(rules: &Rules, effort: Effort) -> bool {
-    pack(rules, effort.seed).is_ok() || exact::is_feasible(rules, effort.exact_steps_max)
+    pack(rules, effort.seed).is_ok() || exact::is_feasible(rules, effort.exact_steps_max) == Ok(true)
 }

@@ -15,6 +15,8 @@ mod search;
 mod sharing;
 mod solve;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use cost::{cost, egress_contents};
 pub use delivery::{DeliveryLink, DeliveryTree};

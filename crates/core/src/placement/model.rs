@@ -26,8 +26,8 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Bound of all costs, with room for a sample's error and for a few sums.
-const COST_MAX: u128 = 1 << 60;
+/// Bound of all costs, with room for the error of a sample and for a number of targets above it.
+pub(super) const COST_MAX: u128 = 1 << 58;
 
 /// What keeps a VM from a target.
 #[derive(Clone, Debug)]

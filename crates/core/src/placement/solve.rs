@@ -1,7 +1,7 @@
 //! One placement out of several algorithms, with the bound beside it.
 
 use super::egress;
-use super::exact;
+use super::exact::{self, ExactError};
 use super::feasible::{check, why_not};
 use super::greedy::greedy as fill_greedily;
 use super::model::Model;
@@ -14,7 +14,8 @@ use super::{TargetId, TargetSet, bound, cost, egress_contents, search};
 pub struct Effort {
     /// Steps of the exact search, each a few nanoseconds; a problem that needs more is left to the local search.
     pub exact_steps_max: u64,
-    /// Perturbations of the local search's best placement; what a large problem needs is cut short by `stop`.
+    /// Perturbations of the local search's best placement: a tenth of a millisecond each for a dozen VMs, some milliseconds
+    /// for 1,000.
     pub rounds: u32,
     /// Of the local search. The same problem, effort and seed give the same placement, unless `stop` cuts in.
     pub seed: u64,
@@ -22,7 +23,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { exact_steps_max: 300_000_000, rounds: 400, seed: 0 }
+        Effort { exact_steps_max: 300_000_000, rounds: 2_000, seed: 0 }
     }
 }
 
@@ -74,16 +75,16 @@ pub fn solve(
     check(problem, &model.rules)?;
     let exact = exact::solve(&model, effort.exact_steps_max, stop);
     let (mut placed, method) = match exact {
-        exact::Outcome::Found(placed) => (placed, Method::Exact),
-        exact::Outcome::Infeasible => return Err(why_not(problem, &model.rules, effort)),
-        exact::Outcome::TooLarge | exact::Outcome::Stopped => {
+        Ok(placed) => (placed, Method::Exact),
+        Err(ExactError::Infeasible) => return Err(why_not(problem, &model.rules, effort)),
+        Err(ExactError::TooLarge | ExactError::Stopped) => {
             let packed = pack(&model.rules, effort.seed);
             let greedy = fill_greedily(&model);
             let starts: Vec<Vec<u8>> = packed.ok().into_iter().chain(greedy).collect();
             if starts.is_empty() {
                 return Err(why_not(problem, &model.rules, effort));
             }
-            (search::solve(&model, starts, effort, stop), Method::LocalSearch)
+            (search::solve(&model, &starts, effort, stop), Method::LocalSearch)
         }
     };
     egress::improve(&model, &mut placed);
