@@ -20,7 +20,10 @@ use super::config::os_text;
 use super::guest_file::GuestFile;
 use super::input::BadInput;
 use super::jobs::Job;
-use super::protocol::{JobKind, LocalReply, LocalRequest, MigrateRequest, REQUEST_BYTES_MAX, ScanRequest};
+use super::protocol::{
+    JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
+    TargetSpec,
+};
 use crate::report::event::JobOutcome;
 use crate::report::outcome::Exit;
 
@@ -149,6 +152,10 @@ pub async fn serve(context: Arc<AgentContext>, stream: UnixStream) -> Result<(),
             Ok(job) => client.follow(&job, None).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
         },
+        LocalRequest::Plan(request) => match start_plan(&context, request) {
+            Ok(job) => client.follow(&job, None).await,
+            Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
+        },
         LocalRequest::Scan(request) => match start_scan(&context, request) {
             Ok((job, file)) => client.follow(&job, Some(file)).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
@@ -176,15 +183,34 @@ impl From<super::jobs::StartError> for Refusal {
 fn start_migrate(context: &Arc<AgentContext>, request: MigrateRequest) -> Result<Arc<Job>, Refusal> {
     let guests = request.check()?;
     check_sockets(context, &guests)?;
-    if let Some(target) = request.targets.iter().find(|t| t.name == context.config.name) {
-        let origin = format!("--to {}={}", target.name, target.addr);
-        return Err(BadInput::new(origin, "is the host that the guests leave").into());
-    }
+    check_elsewhere(context, &request.targets)?;
     let names = guests.into_iter().map(|g| g.name).collect();
     let task_context = context.clone();
     Ok(context.jobs.start(JobKind::Migrate, names, |events, cancel| async move {
         JobOutcome::Migrate(crate::source::run_migrate(task_context, request, events, cancel).await)
     })?)
+}
+
+fn start_plan(context: &Arc<AgentContext>, request: PlanRequest) -> Result<Arc<Job>, Refusal> {
+    let guests = request.check()?;
+    check_sockets(context, &guests)?;
+    check_elsewhere(context, &request.targets)?;
+    let names = guests.into_iter().map(|g| g.name).collect();
+    let task_context = context.clone();
+    Ok(context.jobs.start(JobKind::Plan, names, |events, cancel| async move {
+        JobOutcome::Plan(Box::new(crate::source::run_plan(task_context, request, events, cancel).await))
+    })?)
+}
+
+/// No target is this host.
+fn check_elsewhere(context: &AgentContext, targets: &[TargetSpec]) -> Result<(), BadInput> {
+    match targets.iter().find(|target| target.name == context.config.name) {
+        None => Ok(()),
+        Some(target) => {
+            let origin = format!("--to {}={}", target.name, target.addr);
+            Err(BadInput::new(origin, "is the host that the guests leave"))
+        }
+    }
 }
 
 /// The file goes to the client that asked for it, and to nobody if it has gone.

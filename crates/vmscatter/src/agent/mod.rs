@@ -6,6 +6,7 @@
 //!
 //! - [`config`]: the configuration file; [`guest_file`]: how a guest is described
 //! - [`host`]: memory and interfaces
+//! - [`speeds`]: what earlier migrations have measured
 //! - [`input`]: bad input, in one line; [`cancel`]: a flag to wait for
 
 pub mod cancel;
@@ -19,6 +20,7 @@ pub mod journal;
 pub mod keys;
 pub mod local;
 pub mod protocol;
+pub mod speeds;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -48,6 +50,7 @@ use input::BadInput;
 use jobs::Jobs;
 use journal::Journal;
 use protocol::{AgentStatus, IncomingStatus};
+use speeds::Speeds;
 use tls::TlsContext;
 
 use crate::target::data::DataRouter;
@@ -84,6 +87,8 @@ pub struct AgentContext {
     pub data_router: DataRouter,
     /// What this host has promised and decided.
     pub journal: Journal,
+    /// What its migrations have measured.
+    pub speeds: Speeds,
     /// Set when the agent is to stop: sessions abort what they have not committed, and end.
     pub shutdown: CancelToken,
     incoming: Mutex<BTreeMap<u64, IncomingStatus>>,
@@ -183,6 +188,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         data_listen: data.local_addr().map_err(|e| AgentError::Os("data_listen", e))?,
         data_router: DataRouter::default(),
         journal: Journal::open(&config.state_dir).map_err(|e| AgentError::Os("journal", e))?,
+        speeds: Speeds::in_dir(&config.state_dir),
         shutdown: CancelToken::new(),
         incoming: Mutex::default(),
         config,

@@ -1,7 +1,7 @@
 //! The command line's side of the local socket.
 //!
 //! The job belongs to the agent. A client that is killed, or whose terminal is lost, cancels nothing; only Ctrl-C in
-//! `migrate` and `scan` asks the agent to cancel, and goes on to show how the job ends. A second Ctrl-C leaves.
+//! `migrate`, `plan` and `scan` asks the agent to cancel, and goes on to show how the job ends. A second Ctrl-C leaves.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -20,6 +20,7 @@ use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
 use crate::report::event::{JobEvent, JobOutcome};
 use crate::report::outcome::Exit;
+use crate::report::plan;
 use crate::report::progress::ProgressView;
 use crate::report::summary;
 
@@ -160,8 +161,10 @@ fn show(outcome: &JobOutcome, view: View) -> Result<(), Failure> {
     }
     match (view, outcome) {
         (View::Json, JobOutcome::Migrate(outcome)) => print(&to_json(outcome)?),
+        (View::Json, JobOutcome::Plan(outcome)) => print(&to_json(outcome)?),
         (View::Json, JobOutcome::Scan(outcome)) => print(&to_json(outcome)?),
         (_, JobOutcome::Migrate(outcome)) => print(&summary::migrate(outcome)),
+        (_, JobOutcome::Plan(outcome)) => print(&plan::text(outcome)),
         (_, JobOutcome::Scan(outcome)) => print(&summary::scan(outcome)),
     }
     Ok(())

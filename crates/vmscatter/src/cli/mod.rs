@@ -8,7 +8,7 @@ mod logging;
 mod options;
 mod out_file;
 mod request;
-mod units;
+pub(crate) mod units;
 
 use std::process::ExitCode;
 
@@ -83,6 +83,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Migrate(options) => {
             let request = request::migrate(&options)?;
             client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach), None)
+        }
+        Command::Plan(options) => {
+            let request = request::plan(&options)?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), None)
         }
         Command::Scan(options) => {
             let request = request::scan(&options)?;

@@ -42,6 +42,9 @@ pub(super) enum Command {
     /// Move guests from this host to others, live.
     #[command(after_help = EXIT_CODES)]
     Migrate(MigrateOptions),
+    /// Say where guests would go, and what moving them would cost; nothing is moved.
+    #[command(after_help = EXIT_CODES)]
+    Plan(PlanOptions),
     /// Show what is equal in the guests' memory, per guest and across.
     #[command(after_help = EXIT_CODES)]
     Scan(ScanOptions),
@@ -122,9 +125,8 @@ pub(super) struct MigrateOptions {
     /// Guest files of the guests that leave.
     #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
     pub(super) guests: Vec<PathBuf>,
-    /// Pin a guest to a target; the others are spread.
-    #[arg(long = "vm", value_name = "NAME=HOST", num_args = 1.., value_parser = units::pin)]
-    pub(super) pins: Vec<Pin>,
+    #[command(flatten)]
+    pub(super) placement: PlacementOptions,
     /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19.
     #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, value_parser = units::compression)]
     pub(super) compress: Compression,
@@ -142,6 +144,54 @@ pub(super) struct MigrateOptions {
     /// For tests: each target waits before `cont` until DIR has a file of the guest's name.
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(super) hold_before_cont: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PlacementOptions {
+    /// Pin a guest to a target; the others go where least has to be sent.
+    #[arg(long = "vm", value_name = "NAME=HOST", num_args = 1.., value_parser = units::pin)]
+    pub(super) pins: Vec<Pin>,
+    /// Guests of which no two may share a target; may be given several times.
+    #[arg(long = "apart", value_name = "NAME,NAME..", value_parser = units::apart)]
+    pub(super) apart: Vec<units::ApartOption>,
+    /// Guests that a target takes at most [default: as many as an even spread needs].
+    #[arg(long, value_name = "N")]
+    pub(super) vms_max: Option<u32>,
+    /// Use as few targets as their memory allows.
+    #[arg(long)]
+    pub(super) few_targets: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("memory").required(true))]
+pub(super) struct PlanOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// Guest files of guests that run here; the agent reads their memory and asks the targets what they can take.
+    #[arg(long = "guest", value_name = "FILE", num_args = 1.., group = "memory", requires = "targets")]
+    pub(super) guests: Vec<PathBuf>,
+    /// Target hosts, with --guest: as in `migrate`.
+    #[arg(long = "to", value_name = "NAME=ADDR[:PORT]", num_args = 1.., requires = "guests", value_parser = units::target)]
+    pub(super) targets: Vec<units::TargetOption>,
+    /// Files of `scan --out`, each of one host; no agent is asked.
+    #[arg(long = "from", value_name = "FILE", num_args = 1.., group = "memory", requires = "hosts")]
+    pub(super) files: Vec<PathBuf>,
+    /// Target hosts, with --from: a name, and the memory that guests may take there, as in 64GiB [default: enough].
+    #[arg(long = "target", value_name = "NAME[=MEMORY]", num_args = 1.., requires = "files", value_parser = units::saved_target)]
+    pub(super) hosts: Vec<units::SavedTarget>,
+    #[command(flatten)]
+    pub(super) placement: PlacementOptions,
+    /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19; only with --guest.
+    #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, conflicts_with = "files", value_parser = units::compression)]
+    pub(super) compress: Compression,
+    /// What may leave the source for all targets together: bits per second with kbit, mbit, gbit or tbit [default: what
+    /// the last migration has measured].
+    #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
+    pub(super) bandwidth: Option<u64>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
     #[command(flatten)]
     pub(super) view: ViewOptions,
 }

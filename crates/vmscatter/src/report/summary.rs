@@ -135,6 +135,7 @@ pub fn status(status: &AgentStatus) -> String {
         for job in &status.jobs {
             let kind = match job.kind {
                 JobKind::Migrate => "migrate",
+                JobKind::Plan => "plan",
                 JobKind::Scan => "scan",
             };
             let state = match (job.state, job.exit) {
@@ -163,7 +164,7 @@ pub fn status(status: &AgentStatus) -> String {
 }
 
 /// An empty table whose columns `right` are numbers.
-fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
+pub(super) fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     let style = NOTHING.header_separator(LineStyle::none().fill('-').junction('-'));
     table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
@@ -177,7 +178,7 @@ fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
 }
 
 /// Pages as memory.
-fn pages(count: u64) -> String {
+pub(super) fn pages(count: u64) -> String {
     BinaryBytes(count.saturating_mul(PAGE_BYTES)).to_string()
 }
 

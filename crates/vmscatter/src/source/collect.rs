@@ -7,7 +7,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use thiserror::Error;
@@ -68,7 +68,7 @@ pub struct CollectProgress {
 /// What was found.
 pub struct Collected {
     /// Contents that stand more than once.
-    pub contents: Contents,
+    pub contents: Arc<Contents>,
     /// Each VM, in the order given.
     pub vms: Vec<CollectedVm>,
     /// The contents' fingerprints, if they were asked for.
@@ -152,7 +152,7 @@ pub fn collect(
         return Err(CollectError::Cancelled);
     }
     let sampler = sampler.map(|sampler| sampler.into_inner().unwrap_or_else(PoisonError::into_inner));
-    Ok(Collected { contents: Contents::from_groups(space, groups), vms, sampler })
+    Ok(Collected { contents: Arc::new(Contents::from_groups(space, groups)), vms, sampler })
 }
 
 /// Runs `work` on as many threads as `effort` says and puts the results together.

@@ -28,8 +28,8 @@ use crate::report::outcome::{Exit, SavedFingerprints, ScanGuest, ScanOutcome};
 /// What was collected, and what that took.
 pub(super) struct Collection {
     pub(super) collected: Collected,
-    bytes_read: u64,
-    time: Duration,
+    pub(super) bytes_read: u64,
+    pub(super) time: Duration,
 }
 
 /// Reads guests' memory beside the async tasks, with at most `cpu_percent` of all processors.
