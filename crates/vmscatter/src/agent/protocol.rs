@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmscatter_core::limits::{SESSION_TARGETS_MAX, SESSION_VMS_MAX};
+use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
 
 use super::guest_file::GuestFile;
 use super::input::{BadInput, is_host_name, one_line};
@@ -20,6 +20,8 @@ use crate::report::outcome::Exit;
 pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// One reply, as a line; the longest is the outcome of a session of the most guests.
 pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Multicast groups of a session unless `--groups` says otherwise: what switches with small tables can bear.
+pub const GROUPS_DEFAULT: usize = 16;
 /// Level that `--compress zstd` stands for.
 pub const ZSTD_LEVEL_DEFAULT: i32 = 1;
 
@@ -85,6 +87,12 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// Multicast groups that target sets share, [`GROUPS_DEFAULT`] unless given.
+    #[serde(default)]
+    pub groups: Option<usize>,
+    /// For comparisons: the groups serve the sets in the order in which they come.
+    #[serde(default)]
+    pub unsorted_groups: bool,
     /// For tests that compare all RAM: a directory with a file per guest, before whose `cont` the target waits.
     pub hold_before_cont: Option<PathBuf>,
 }
@@ -253,6 +261,9 @@ impl MigrateRequest {
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
         }
+        if self.groups.is_some_and(|n| !(1..=GROUPS_MAX).contains(&n)) {
+            return Err(BadInput::new("--groups", format!("must be 1 to {GROUPS_MAX}")));
+        }
         if self.bandwidth_bits.is_some_and(|bits| bits < BANDWIDTH_BITS_MIN) {
             return Err(BadInput::new("--bandwidth", "must be 1mbit or more"));
         }
@@ -353,6 +364,8 @@ mod tests {
             compress: Compression::Zstd { level: 1 },
             bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
             parallel: Some(1),
+            groups: Some(1),
+            unsorted_groups: false,
             hold_before_cont: None,
         }
     }
@@ -389,6 +402,7 @@ mod tests {
             (|r| r.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }), "pinned to 't2' already"),
             (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
             (|r| r.parallel = Some(0), "--parallel: "),
+            (|r| r.groups = Some(0), "--groups: "),
             (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
             (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),
         ];

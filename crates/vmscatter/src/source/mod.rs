@@ -9,16 +9,16 @@
 //!
 //! - [`migrate`](run_migrate): the phases of a session; `actor`: its loop once QEMUs migrate
 //! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once; `scan`: and what is identical is shown
-//! - `scatter`: shared contents go out, after `probe` has told whom multicast reaches; `stream`: a VM's stream; `encode`: threads that compress; `link`: the
-//!   connections to a target
+//! - `groups`: which target sets share a multicast group; `scatter`: shared contents go out; `stream`: a VM's stream; `encode`:
+//!   threads that compress; `link`: the connections to a target
 
 mod actor;
 pub mod collect;
 mod encode;
+mod groups;
 mod guest;
 mod link;
 mod migrate;
-mod probe;
 mod scan;
 mod scatter;
 mod stream;

@@ -1,0 +1,322 @@
+//! The scatter's thread: it waits, feeds core's state machines, and does what they say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender as Queue};
+use vmscatter_core::limits::FRAME_BODY_BYTES_MAX;
+use vmscatter_core::page::PageAddr;
+use vmscatter_core::placement::{TargetId, TargetSet};
+use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, ScatterFrame, Scatterer};
+use vmscatter_core::time::Time;
+use vmscatter_core::transport::{Sender, SenderConfig, SenderEvent};
+use vmscatter_core::wire::control::Message;
+
+use super::output::Output;
+use super::{Order, Setup, Shared};
+use crate::source::actor::Event;
+
+/// The thread looks up at least this often while there is something to send.
+const LOOK_UP: Duration = Duration::from_millis(5);
+/// Frames that are being encoded at once.
+const ENCODING_MAX: usize = 16;
+
+pub(super) struct Work {
+    setup: Setup,
+    queue: Receiver<Order>,
+    orders: Queue<Order>,
+    shared: Arc<Shared>,
+    start: Instant,
+    sender: Sender,
+    scatterer: Scatterer,
+    addresses: Addresses,
+    frames: FrameQueues,
+    output: Output,
+    live: Vec<bool>,
+    /// Frames whose encoding is under way or that wait for an earlier one, by number.
+    encoded: BTreeMap<u64, Option<(u16, Vec<u8>)>>,
+    /// Targets that acknowledged each frame, as bits.
+    acked: HashMap<u64, u128>,
+    /// Targets that have left the scatter, as bits.
+    left: u128,
+    running: bool,
+    stopped: bool,
+    told: Instant,
+}
+
+impl Work {
+    pub(super) fn new(
+        setup: Setup,
+        orders: Queue<Order>,
+        queue: Receiver<Order>,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<Work> {
+        let output = Output::new(&setup, shared.clone())?;
+        let config = SenderConfig {
+            bandwidth: setup.bandwidth,
+            datagram_bytes: output.datagram_bytes(),
+            ..SenderConfig::default()
+        };
+        let mut work = Work {
+            sender: Sender::new(config, Time::ZERO),
+            scatterer: Scatterer::new(setup.keys.mac.clone()),
+            addresses: Addresses::new(setup.groups.lists.iter().cloned()),
+            frames: FrameQueues::default(),
+            output,
+            live: vec![true; setup.streams.len()],
+            encoded: BTreeMap::new(),
+            acked: HashMap::new(),
+            left: 0,
+            running: false,
+            stopped: false,
+            told: Instant::now(),
+            start: Instant::now(),
+            setup,
+            queue,
+            orders,
+            shared,
+        };
+        work.add_sets();
+        Ok(work)
+    }
+
+    /// The granted sets, and for contents of one target that target's own.
+    fn add_sets(&mut self) {
+        let mut numbers: HashMap<TargetSet, u16> = HashMap::new();
+        for link in &self.setup.groups.sets {
+            let members: Vec<u16> = link.set.members().map(|target| u16::from(target.0)).collect();
+            self.sender.add_set(link.number, &members, true);
+            numbers.insert(link.set, link.number);
+        }
+        for target in 0..self.setup.links.len() as u16 {
+            self.sender.add_set(target, &[target], false);
+            numbers.insert(TargetSet::single(TargetId(target as u8)), target);
+        }
+        for plan in &self.setup.schedule.sets {
+            let Some(number) = numbers.get(&plan.set) else { continue };
+            self.frames.add(*number, plan.frames(&self.setup.contents), plan.set.len() > 1);
+        }
+        let mut outcome = self.shared.outcome();
+        outcome.sets = self.setup.groups.sets.len() as u32;
+        outcome.groups = self.setup.groups.lists.len() as u32;
+        outcome.group_changes_planned = self.setup.groups.planned_changes;
+    }
+
+    fn now(&self) -> Time {
+        Time(self.start.elapsed().as_micros() as u64)
+    }
+
+    pub(super) fn run(&mut self) {
+        while !self.stopped {
+            self.wait();
+            self.change_members();
+            if self.running {
+                self.fill();
+            }
+            while let Some(transmit) = self.sender.poll_transmit(self.now()) {
+                self.output.send(&transmit);
+            }
+            self.sender_events();
+            // What has left just now may let new members come.
+            self.change_members();
+            self.tell();
+            if self.running && self.is_over() {
+                self.running = false;
+                let _ = self.setup.events.send(Event::Scattered);
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let all_pushed = self.frames.is_empty() && self.encoded.is_empty();
+        all_pushed && self.sender.is_idle() && self.addresses.is_over()
+    }
+
+    /// Orders, for as long as there is nothing to send.
+    fn wait(&mut self) {
+        let now = self.now();
+        let at = self.sender.poll_timeout().into_iter().chain(self.addresses.poll_timeout()).min();
+        let span = match at {
+            Some(at) => at.since(now).min(LOOK_UP),
+            None if self.running => LOOK_UP,
+            None => Duration::from_millis(100),
+        };
+        let first = if span.is_zero() { self.queue.try_recv().ok() } else { self.wait_for(span) };
+        let Some(first) = first else { return };
+        self.obey(first);
+        while let Ok(order) = self.queue.try_recv() {
+            self.obey(order);
+        }
+    }
+
+    fn wait_for(&mut self, span: Duration) -> Option<Order> {
+        match self.queue.recv_timeout(span) {
+            Ok(order) => Some(order),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Order::Stop),
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        let now = self.now();
+        match order {
+            Order::Start => self.running = true,
+            // One that has left the scatter goes on acknowledging what was under way; that no longer counts.
+            Order::Report(target, _) if self.left & (1 << target) != 0 => {}
+            Order::Report(target, report) => {
+                if let Err(error) = self.sender.on_report(target, &report, now) {
+                    let _ = self.setup.events.send(Event::TargetLost(target, error.to_string()));
+                    self.remove_target(target);
+                }
+                self.sender_events();
+            }
+            Order::Joined(target, set, error) => self.addresses.joined(now, target, set, error),
+            Order::Heard(target, set) => self.addresses.heard(target, set),
+            Order::RemoveTarget(target) => self.remove_target(target),
+            Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
+            Order::Settle(vm, target, stream) => {
+                let acked =
+                    |frame| self.acked.get(&frame).is_some_and(|targets| targets & (1 << target) != 0);
+                stream.with(|stream| stream.scatter_closed(acked));
+                let _ = self.setup.events.send(Event::Settled(vm));
+            }
+            Order::Encoded(frame, set, body) => {
+                self.encoded.insert(frame, Some((set, body)));
+                self.push_encoded();
+            }
+            Order::Stop => self.stopped = true,
+        }
+    }
+
+    fn remove_target(&mut self, target: u16) {
+        self.left |= 1 << target;
+        self.sender.remove_target(target, self.now());
+        self.addresses.remove_target(target);
+    }
+
+    /// Who joins and leaves the groups, and who hears what is sent there.
+    fn change_members(&mut self) {
+        let now = self.now();
+        if self.running {
+            self.frames.mark_exhausted(&mut self.addresses);
+        }
+        self.addresses.advance(now, &mut self.sender);
+        while let Some(action) = self.addresses.poll_action() {
+            match action {
+                AddressAction::Send { target, message } => {
+                    self.setup.links[usize::from(target)].send(message);
+                }
+                AddressAction::Unreached { target, error } => {
+                    let _ = self.setup.events.send(Event::Unreached(target, error));
+                }
+            }
+        }
+        for set in self.addresses.probes(now) {
+            self.output.probe(set);
+        }
+    }
+
+    /// Reads and encodes frames while the repair window has room.
+    fn fill(&mut self) {
+        while self.encoded.len() < ENCODING_MAX
+            && self.sender.window_free() > (self.encoded.len() + 1) * FRAME_BODY_BYTES_MAX
+        {
+            let Some((set, plan)) = self.frames.take(&self.addresses) else { return };
+            let (live, memories) = (&self.live, &self.setup.memories);
+            let read = |addr: PageAddr, out: &mut [u8]| {
+                let memory = &memories[usize::from(addr.vm)];
+                memory.read(usize::from(addr.block), addr.page, out).is_ok()
+            };
+            let is_live = |vm: u16| live[usize::from(vm)];
+            let (contents, placement) = (&self.setup.contents, &self.setup.placement);
+            match self.scatterer.read_frame(&plan, contents, placement, is_live, read) {
+                Some(frame) => self.encode(set, frame),
+                None => self.frames.given(set),
+            }
+        }
+    }
+
+    fn encode(&mut self, set: u16, frame: ScatterFrame) {
+        let mut addresses = 0;
+        for (mac, addrs, _) in frame.contents() {
+            addresses += addrs.len() as u64;
+            for addr in addrs {
+                let stream = &self.setup.streams[usize::from(addr.vm)];
+                stream.with(|stream| stream.scattered(addr.block, addr.page, mac, frame.number));
+            }
+        }
+        {
+            let mut outcome = self.shared.outcome();
+            outcome.frames += 1;
+            outcome.contents += frame.len() as u64;
+            outcome.addresses += addresses;
+        }
+        self.encoded.insert(frame.number, None);
+        let orders = self.orders.clone();
+        self.setup.encoders.submit(Box::new(move |encoder, compression| {
+            let contents = frame.contents().map(|(_, addrs, page)| (addrs, page));
+            // What the schedule cuts keeps every limit that a decoder has.
+            let body = encoder.scatter(contents, compression).unwrap_or_default();
+            let _ = orders.send(Order::Encoded(frame.number, set, body));
+        }));
+    }
+
+    /// Frames are pushed in the order of their numbers, whichever thread was done first.
+    fn push_encoded(&mut self) {
+        while let Some(entry) = self.encoded.first_entry() {
+            if entry.get().is_none() {
+                return;
+            }
+            let number = *entry.key();
+            let Some((set, body)) = entry.remove() else { continue };
+            if !body.is_empty() {
+                self.sender.push(number, set, body.into());
+            }
+            self.frames.given(set);
+        }
+    }
+
+    fn sender_events(&mut self) {
+        while let Some(event) = self.sender.poll_event() {
+            match event {
+                SenderEvent::Acked { frame, target } => *self.acked.entry(frame).or_default() |= 1 << target,
+                SenderEvent::Announce { target, spans } => {
+                    self.setup.links[usize::from(target)].send(Message::Sent(spans));
+                }
+                SenderEvent::Expelled { target } => {
+                    self.left |= 1 << target;
+                    self.addresses.remove_target(target);
+                    tracing::warn!(
+                        target = self.setup.links[usize::from(target)].name(),
+                        "acknowledges nothing: it leaves the scatter, and gets its pages by the streams"
+                    );
+                }
+                SenderEvent::Settled { .. } => {}
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        let rate = self.sender.rate();
+        if self.running && rate > 0 {
+            self.shared.link_bytes_per_s.store(rate, Relaxed);
+        }
+        if self.running && self.told.elapsed() > Duration::from_secs(1) {
+            self.told = Instant::now();
+            tracing::debug!(
+                ready = ?self.addresses.ready().collect::<Vec<_>>(),
+                encoding = self.encoded.len(),
+                window_free = self.sender.window_free(),
+                rate,
+                counters = ?self.sender.counters(),
+                "scatter"
+            );
+        }
+        let mut outcome = self.shared.outcome();
+        // A frame's last piece is shorter; no account is kept of which pieces were repaired.
+        outcome.repair_bytes = self.sender.counters().multicast_repairs * self.output.datagram_bytes() as u64;
+        (outcome.joins, outcome.leaves) = self.addresses.changes();
+    }
+}
