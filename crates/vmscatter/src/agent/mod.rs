@@ -38,6 +38,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use vmscatter_core::index::FleetKey;
 use vmscatter_core::wire::control::Resources;
 
 use cancel::CancelToken;
@@ -72,6 +73,8 @@ pub struct AgentContext {
     pub values: Values,
     /// This host's certificate, and whom it trusts.
     pub tls: TlsContext,
+    /// The fleet's key, if this host has it.
+    pub fleet_key: Option<FleetKey>,
     /// Memory for guests that come in.
     pub memory: MemoryLedger,
     /// Jobs of this host as source.
@@ -160,6 +163,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| AgentError::Os("SIGINT", e))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| AgentError::Os("SIGHUP", e))?;
     let tls = TlsContext::load(&config.tls, &config.name)?;
+    let fleet_key = config.fleet_key.as_deref().map(keys::load_fleet_key).transpose()?;
     if let Some(name) = &config.multicast.interface {
         Interface::named(name).map_err(|e| config.bad("multicast.interface", e))?;
     }
@@ -177,6 +181,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let context = Arc::new(AgentContext {
         values: config.values(),
         tls,
+        fleet_key,
         memory: MemoryLedger::new(config.memory),
         jobs: Jobs::default(),
         listen: control.local_addr().map_err(|e| AgentError::Os("listen", e))?,

@@ -1,7 +1,7 @@
 //! What the command line and the agent say to each other over the local socket: one line of JSON as request, lines
-//! of JSON as replies, the last of them `done` or `refused`.
+//! of JSON as replies, the last of them `done` or `refused`. Behind a reply `file` follow the bytes of one.
 //!
-//! Files are read by the command line and sent as text, so that the agent opens no path because somebody asked it to.
+//! Files are read and written by the command line, so that the agent opens no path because somebody asked it to.
 //! A request is checked on both sides by the same [`MigrateRequest::check`].
 
 mod placement;
@@ -79,6 +79,9 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// Percent of this host's processors that collecting may take.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
     /// For tests that compare all RAM: a directory with a file per guest, before whose `cont` the target waits.
     pub hold_before_cont: Option<PathBuf>,
 }
@@ -99,6 +102,13 @@ pub struct PlanRequest {
     pub compress: Compression,
     /// Bits per second that could leave this host for all targets together.
     pub bandwidth_bits: Option<u64>,
+    /// What collecting may take of this host's processors, in percent.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
+}
+
+fn all_percent() -> u8 {
+    100
 }
 
 /// What `vmscatter scan` asks for.
@@ -107,6 +117,12 @@ pub struct PlanRequest {
 pub struct ScanRequest {
     /// The guests whose memory is read.
     pub guests: Vec<GuestText>,
+    /// Percent of this host's processors that collecting may take.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
+    /// Whether the contents' fingerprints are wanted, in a `file` reply.
+    #[serde(default)]
+    pub fingerprints: bool,
 }
 
 /// A line from the command line to the agent.
@@ -117,7 +133,7 @@ pub enum LocalRequest {
     Migrate(MigrateRequest),
     /// Start a plan; answered by `job`, its events, `done`.
     Plan(PlanRequest),
-    /// Start a scan; answered by `job`, its events, `done`.
+    /// Start a scan; answered by `job`, its events, a `file` if one was asked for and the scan has succeeded, `done`.
     Scan(ScanRequest),
     /// Show a job from its beginning, as far as its events are kept; answered as if it had just been started.
     Attach {
@@ -151,6 +167,11 @@ pub enum LocalReply {
     Status {
         /// All of it.
         status: AgentStatus,
+    },
+    /// So many bytes follow behind this line's end.
+    File {
+        /// At most `vmscatter_core::index::fingerprint::FILE_BYTES_MAX`.
+        bytes: u64,
     },
     /// The request was not carried out; nothing follows.
     Refused {
@@ -246,6 +267,7 @@ impl MigrateRequest {
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
         }
+        check_collect_cpu(self.collect_cpu_percent)?;
         if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {
             return Err(BadInput::new("--hold-before-cont", "must be an absolute path"));
         }
@@ -265,6 +287,7 @@ impl PlanRequest {
         let guests = check_move(&self.guests, &self.targets, &self.rules)?;
         check_compression(self.compress)?;
         check_bandwidth(self.bandwidth_bits)?;
+        check_collect_cpu(self.collect_cpu_percent)?;
         Ok(guests)
     }
 }
@@ -273,8 +296,9 @@ impl ScanRequest {
     /// As [`MigrateRequest::check`].
     ///
     /// # Errors
-    /// One line: a guest file that is wrong, or a guest named twice.
+    /// One line: a guest file that is wrong, a guest named twice, or a bound exceeded.
     pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
+        check_collect_cpu(self.collect_cpu_percent)?;
         check_guests(&self.guests)
     }
 }
@@ -311,6 +335,13 @@ fn check_bandwidth(bits: Option<u64>) -> Result<(), BadInput> {
     match bits {
         Some(bits) if bits < BANDWIDTH_BITS_MIN => Err(BadInput::new("--bandwidth", "must be 1mbit or more")),
         _ => Ok(()),
+    }
+}
+
+fn check_collect_cpu(percent: u8) -> Result<(), BadInput> {
+    match percent {
+        1..=100 => Ok(()),
+        _ => Err(BadInput::new("--collect-cpu", "must be 1 to 100, in percent of this host's processors")),
     }
 }
 
@@ -395,6 +426,7 @@ mod tests {
             compress: Compression::Zstd { level: 1 },
             bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
             parallel: Some(1),
+            collect_cpu_percent: 100,
             hold_before_cont: None,
         }
     }
@@ -442,6 +474,7 @@ mod tests {
             (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
             (|r| r.parallel = Some(0), "--parallel: "),
             (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
+            (|r| r.collect_cpu_percent = 0, "--collect-cpu: "),
             (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),
         ];
         for (break_it, expected) in cases {

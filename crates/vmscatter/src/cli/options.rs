@@ -34,7 +34,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Certificates with which agents know each other.
+    /// Certificates with which agents know each other, and the key of the fleet's fingerprints.
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
@@ -77,13 +77,13 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeysCommand {
-    /// Make a private CA, unless DIR has one, and a certificate for each host.
+    /// Make a private CA and a fleet key, unless DIR has them, and a certificate for each host.
     Init(KeysOptions),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct KeysOptions {
-    /// Where ca.pem, ca.key, NAME.pem and NAME.key go.
+    /// Where ca.pem, ca.key, fleet.key, NAME.pem and NAME.key go.
     #[arg(long, value_name = "DIR")]
     pub(super) dir: PathBuf,
     /// Hosts that get a certificate; those that have one in DIR are refused.
@@ -109,6 +109,13 @@ pub(super) struct ViewOptions {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct CollectOptions {
+    /// What reading and indexing guests' memory may take of this host's processors, in percent of all of them (1 to 100).
+    #[arg(long = "collect-cpu", value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(super) cpu_percent: u8,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct MigrateOptions {
     #[command(flatten)]
     pub(super) agent: AgentOptions,
@@ -129,6 +136,8 @@ pub(super) struct MigrateOptions {
     /// Guests that may be on their way at once.
     #[arg(long, value_name = "N")]
     pub(super) parallel: Option<usize>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
     /// Return once the agent has begun; `attach` shows the job.
     #[arg(long, conflicts_with = "json")]
     pub(super) detach: bool,
@@ -192,6 +201,11 @@ pub(super) struct ScanOptions {
     /// Guest files of the guests whose memory is read.
     #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
     pub(super) guests: Vec<PathBuf>,
+    /// Save what placement needs to know of the contents, for 'plan --from'. The agent needs the fleet's key for it.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
     #[command(flatten)]
     pub(super) view: ViewOptions,
 }

@@ -25,6 +25,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
+        collect_cpu_percent: options.collect.cpu_percent,
         hold_before_cont: options.hold_before_cont.as_deref().map(hold_directory).transpose()?,
     };
     request.check()?;
@@ -59,7 +60,11 @@ pub(super) fn rules(options: &PlacementOptions) -> PlacementRules {
 /// # Errors
 /// One line on what is wrong and where.
 pub(super) fn scan(options: &ScanOptions) -> Result<LocalRequest, BadInput> {
-    let request = ScanRequest { guests: read_guests(&options.guests)? };
+    let request = ScanRequest {
+        guests: read_guests(&options.guests)?,
+        collect_cpu_percent: options.collect.cpu_percent,
+        fingerprints: options.out.is_some(),
+    };
     request.check()?;
     Ok(LocalRequest::Scan(request))
 }

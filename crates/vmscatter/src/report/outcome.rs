@@ -317,6 +317,20 @@ pub struct ScanOutcome {
     pub guests: Vec<ScanGuest>,
     /// The sum over all guests.
     pub total: ScanGuest,
+    /// What was saved, if that was asked for.
+    #[serde(default)]
+    pub fingerprints: Option<SavedFingerprints>,
+}
+
+/// The fingerprints that `scan --out` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFingerprints {
+    /// Fingerprints, one for each content and guest that holds it.
+    pub contents: u64,
+    /// Of how many contents one was kept; 1: all.
+    pub one_in: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 impl ScanOutcome {
@@ -344,6 +358,7 @@ impl ScanOutcome {
             distinct_nonzero_bytes: 0,
             guests: Vec::new(),
             total: ScanGuest::default(),
+            fingerprints: None,
         }
     }
 }

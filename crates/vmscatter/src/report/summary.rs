@@ -87,13 +87,22 @@ pub fn scan(outcome: &ScanOutcome) -> String {
     }
     table.add_row(scan_row("all", &outcome.total));
     let seconds = outcome.collect_time_s.max(1e-9);
-    format!(
+    let mut text = format!(
         "{table}\ndistinct non-zero contents: {}\nread {} in {:.2} s, {}/s\n",
         BinaryBytes(outcome.distinct_nonzero_bytes),
         BinaryBytes(outcome.read_bytes),
         outcome.collect_time_s,
         DecimalBytes((outcome.read_bytes as f64 / seconds) as u64),
-    )
+    );
+    if let Some(saved) = &outcome.fingerprints {
+        let of_all = if saved.one_in == 1 { "all".into() } else { format!("one in {}", saved.one_in) };
+        text.push_str(&format!(
+            "saved {} fingerprints, {of_all}, in {}\n",
+            saved.contents,
+            BinaryBytes(saved.bytes)
+        ));
+    }
+    text
 }
 
 fn scan_row(name: &str, guest: &ScanGuest) -> Vec<String> {

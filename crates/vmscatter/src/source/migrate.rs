@@ -63,7 +63,10 @@ pub async fn run_migrate(
     let mut placement = None;
     if wave_len < run.request.guests.len() && !run.all_pinned() {
         match run.place_all().await {
-            Ok(outcome) => placement = Some(outcome),
+            Ok((pins, outcome)) => {
+                run.request.rules = PlacementRules { pins, ..PlacementRules::default() };
+                placement = Some(outcome);
+            }
             Err(stop) => return stop.into_outcome(),
         }
     }
@@ -156,7 +159,12 @@ struct RawKeys {
 
 impl Run {
     fn setting(&self) -> Setting<'_> {
-        Setting { ctx: &self.ctx, sink: &self.sink, cancel: &self.cancel }
+        Setting {
+            ctx: &self.ctx,
+            sink: &self.sink,
+            cancel: &self.cancel,
+            collect_cpu_percent: self.request.collect_cpu_percent,
+        }
     }
 
     fn all_pinned(&self) -> bool {
@@ -169,9 +177,9 @@ impl Run {
         self.request.guests.iter().all(pinned)
     }
 
-    /// Chooses targets for the guests of all waves, and pins them.
-    async fn place_all(&mut self) -> Result<PlacementOutcome, Stop> {
-        let setting = Setting { ctx: &self.ctx, sink: &self.sink, cancel: &self.cancel };
+    /// Chooses targets for the guests of all waves.
+    async fn place_all(&self) -> Result<(Vec<Pin>, PlacementOutcome), Stop> {
+        let setting = self.setting();
         setting.phase(Phase::Connect);
         let guests = setting.open_guests(&self.request.guests).await?;
         let resources = setting.ask(&self.request.targets, random_uuid()).await?;
@@ -184,8 +192,7 @@ impl Run {
             target: self.request.targets[usize::from(target.0)].name.clone(),
         };
         let pins = guests.iter().zip(&chosen.solution.placement).map(pin).collect();
-        self.request.rules = PlacementRules { pins, ..PlacementRules::default() };
-        Ok(PlacementOutcome::of(&chosen.solution, chosen.time))
+        Ok((pins, PlacementOutcome::of(&chosen.solution, chosen.time)))
     }
 
     async fn choose(

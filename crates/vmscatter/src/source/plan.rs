@@ -34,7 +34,12 @@ pub async fn run_plan(
     sink: EventSink,
     cancel: CancelToken,
 ) -> PlanOutcome {
-    let setting = Setting { ctx: &ctx, sink: &sink, cancel: &cancel };
+    let setting = Setting {
+        ctx: &ctx,
+        sink: &sink,
+        cancel: &cancel,
+        collect_cpu_percent: request.collect_cpu_percent,
+    };
     match plan(&setting, &request).await {
         Ok(outcome) => outcome,
         Err(Stop::BadInput(error)) => PlanOutcome::bad_input(error),

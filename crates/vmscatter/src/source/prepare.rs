@@ -8,7 +8,7 @@ use vmscatter_core::page::MacKey;
 use vmscatter_core::placement::{DeliveryTree, HolderGroups, Solution, TargetId};
 use vmscatter_core::wire::control::{Message, Resources, Uuid};
 
-use super::collect::CollectError;
+use super::collect::{CollectError, CollectKey};
 use super::guest::SourceGuest;
 use super::scan::{Collection, collect_guests};
 use crate::agent::AgentContext;
@@ -33,6 +33,8 @@ pub(super) struct Setting<'a> {
     pub(super) ctx: &'a AgentContext,
     pub(super) sink: &'a EventSink,
     pub(super) cancel: &'a CancelToken,
+    /// What collecting may take of this host's processors, in percent.
+    pub(super) collect_cpu_percent: u8,
 }
 
 /// Targets for all guests, and how long choosing them took.
@@ -99,7 +101,8 @@ impl Setting<'_> {
     /// Reads all guests' memory.
     pub(super) async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collection, Stop> {
         let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-        let collection = match collect_guests(memories, key, self.cancel).await {
+        let key = CollectKey::Session(key);
+        let collection = match collect_guests(memories, key, self.collect_cpu_percent, self.cancel).await {
             Ok(collection) => collection,
             Err(CollectError::Cancelled) => return Err(Stop::Cancelled),
             Err(error) => return Err(Stop::BadInput(error.to_string())),
