@@ -191,6 +191,8 @@ pub(super) struct PlanOptions {
     #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
     pub(super) bandwidth: Option<u64>,
     #[command(flatten)]
+    pub(super) collect: CollectOptions,
+    #[command(flatten)]
     pub(super) view: ViewOptions,
 }
 

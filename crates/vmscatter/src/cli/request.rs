@@ -43,6 +43,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<LocalRequest, BadInput> {
         rules: rules(&options.placement),
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
+        collect_cpu_percent: options.collect.cpu_percent,
     };
     request.check()?;
     Ok(LocalRequest::Plan(request))
