@@ -21,7 +21,7 @@ use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
 use super::milestones::Milestones;
-use super::prepare::{Chosen, Setting, Stop, holder_groups};
+use super::prepare::{Chosen, Setting, Stop, candidates, holder_groups};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
 use crate::agent::AgentContext;
@@ -195,6 +195,7 @@ impl Run {
         Ok((pins, PlacementOutcome::of(&chosen.solution, chosen.time)))
     }
 
+    /// By what the guests hold in common.
     async fn choose(
         &self,
         guests: &[SourceGuest],
@@ -203,8 +204,18 @@ impl Run {
     ) -> Result<Chosen, Stop> {
         let sharing = Sharing::of(&collected.contents, &collected.pages());
         let groups = holder_groups(collected.contents.clone(), sharing).await?;
-        let (targets, rules) = (&self.request.targets, &self.request.rules);
-        self.setting().choose(guests, targets, resources, rules, groups).await
+        self.choose_by(guests, resources, groups).await
+    }
+
+    async fn choose_by(
+        &self,
+        guests: &[SourceGuest],
+        resources: &[Resources],
+        groups: HolderGroups,
+    ) -> Result<Chosen, Stop> {
+        let MigrateRequest { targets, rules, topology, .. } = &self.request;
+        let network = self.setting().network(targets, topology.as_ref())?;
+        self.setting().choose(candidates(guests, targets, resources, rules), network, groups).await
     }
 
     async fn run(&self) -> Result<MigrateOutcome, Stop> {
@@ -219,8 +230,7 @@ impl Run {
         if self.all_pinned() {
             setting.phase(Phase::Place);
             let nothing = HolderGroups { alone: vec![0; guests.len()], shared: Vec::new() };
-            let (targets, rules) = (&self.request.targets, &self.request.rules);
-            chosen = Some(setting.choose(&guests, targets, &resources, rules, nothing).await?);
+            chosen = Some(self.choose_by(&guests, &resources, nothing).await?);
         }
         let links = self.open_targets(&keys, connections).await?;
         // Where targets are given, incoming QEMUs start while memory is read: both take their time.
