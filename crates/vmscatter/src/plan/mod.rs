@@ -1,11 +1,16 @@
 //! Which guest goes to which target, and what moving them will cost: the same for guests that run and for fingerprints that
 //! were saved.
+//!
+//! - [`place`]: the choice of targets, which `migrate` makes too; [`network`]: what it costs to reach them
+//! - [`saved`]: plans from files
 
+pub mod network;
 pub mod place;
+pub mod saved;
 
 use std::time::{Duration, Instant};
 
-use vmscatter_core::placement::{DeliveryTree, PlacementError, Solution, TargetId};
+use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
     Bytes, Compressed, Inventory, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
 };
@@ -15,12 +20,15 @@ use crate::agent::speeds;
 use crate::report::outcome::PlacementOutcome;
 use crate::report::plan::{
     Alternative, BetweenHosts, Plan, PlanClass, PlanClasses, PlanGuest, PlanRate, PlanSource, PlanTarget,
-    Prediction, RateOrigin,
+    Prediction, RateOrigin, TopologyReport,
 };
+use network::Network;
 use place::{Candidates, GROUPS_MAX, Target, choose};
 
 /// What the link is taken to carry until it has been measured: 1 Gbit/s.
 pub const LINK_BYTES_PER_S: f64 = 125e6;
+/// What an MTU is taken to be that nobody tells.
+pub const MTU_DEFAULT: u32 = 1500;
 /// Targets that are tried to leave out; with more, those that receive least.
 const LEFT_OUT_MAX: usize = 8;
 
@@ -45,6 +53,8 @@ pub struct Input {
     pub compressed: Compressed,
     /// How fast things go.
     pub speed: Speed,
+    /// What it costs to bring contents to the targets.
+    pub network: Network,
 }
 
 /// A host that guests leave.
@@ -84,13 +94,13 @@ impl Speed {
     }
 }
 
-/// Chooses targets and says what moving the guests there costs. `tree` is what it costs to bring a content to targets.
+/// Chooses targets and says what moving the guests there costs.
 ///
 /// # Errors
 /// The constraint that can't be met, with guest and target.
 pub fn make(input: &Input) -> Result<Plan, PlacementError> {
     let start = Instant::now();
-    let solution = place(input, &input.candidates)?;
+    let solution = place(input, &input.candidates, &input.network)?;
     let time = start.elapsed();
     let targets = &input.candidates.targets;
     let cost = Cost::of(input, &solution, targets.len(), time);
@@ -105,6 +115,7 @@ pub fn make(input: &Input) -> Result<Plan, PlacementError> {
         compressed: [input.compressed.shared, input.compressed.unique],
         one_less: one_less(input, &cost, time),
         one_more: one_more(input, time),
+        topology: topology(input, &solution),
         target_sets: cost.target_sets,
         sampled: input.sampled,
         sources: cost.sources,
@@ -113,8 +124,13 @@ pub fn make(input: &Input) -> Result<Plan, PlacementError> {
     })
 }
 
-fn place(input: &Input, candidates: &Candidates) -> Result<Solution, PlacementError> {
-    choose(candidates, &input.inventory.groups, &DeliveryTree::flat(candidates.targets.len()))
+fn place(input: &Input, candidates: &Candidates, network: &Network) -> Result<Solution, PlacementError> {
+    choose(candidates, &input.inventory.groups, network.tree())
+}
+
+fn topology(input: &Input, solution: &Solution) -> Option<TopologyReport> {
+    let nonzero: Vec<u64> = input.inventory.vms.iter().map(|vm| vm.total - vm.zero).collect();
+    input.network.report(&input.inventory.groups, &nonzero, &solution.placement)
 }
 
 fn placement_of(solution: &Solution) -> Vec<Option<TargetId>> {
@@ -196,7 +212,7 @@ fn one_less(input: &Input, cost: &Cost, place_time: Duration) -> Option<Alternat
     let without = |left_out: usize| {
         let mut candidates = input.candidates.clone();
         let name = candidates.targets.remove(left_out).name;
-        let solution = place(input, &candidates).ok()?;
+        let solution = place(input, &candidates, &input.network.without(left_out)).ok()?;
         Some((name, solution))
     };
     let tried = order.into_iter().take(LEFT_OUT_MAX).filter_map(without);
@@ -207,13 +223,14 @@ fn one_less(input: &Input, cost: &Cost, place_time: Duration) -> Option<Alternat
 
 /// With a target that has the mean of the others' memory.
 fn one_more(input: &Input, place_time: Duration) -> Option<Alternative> {
+    let network = input.network.with_one_more()?;
     let mut candidates = input.candidates.clone();
     let targets = &mut candidates.targets;
     let sum: u128 = targets.iter().map(|target| u128::from(target.free_bytes)).sum();
     let free_bytes = (sum / targets.len().max(1) as u128) as u64;
     // No host has such a name.
     targets.push(Target { name: "one more target".into(), free_bytes });
-    let solution = place(input, &candidates).ok()?;
+    let solution = place(input, &candidates, &network).ok()?;
     let cost = Cost::of(input, &solution, candidates.targets.len(), place_time);
     Some(Alternative { without: None, predicted: cost.predicted })
 }

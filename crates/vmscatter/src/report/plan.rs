@@ -50,6 +50,8 @@ pub struct Plan {
     pub one_less: Option<Alternative>,
     /// With one target more, which has the mean of the others' free memory.
     pub one_more: Option<Alternative>,
+    /// What each tier of the network carries, with a topology.
+    pub topology: Option<TopologyReport>,
     /// Target sets of several members.
     pub target_sets: u64,
     /// The figures are estimates from a sample of the contents.
@@ -171,6 +173,32 @@ pub struct Prediction {
     pub time_s: f64,
     /// What the time is made of.
     pub times: PhaseTimes,
+}
+
+/// Bytes of pages (without headers, uncompressed) over the links of a topology, in three ways of moving the guests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopologyReport {
+    /// By tier.
+    pub tiers: Vec<TierBytes>,
+    /// The link that takes longest off the shelf, and its seconds.
+    pub busiest_off_the_shelf: Option<(String, f64)>,
+    /// The same with each content sent once to each target.
+    pub busiest_unicast: Option<(String, f64)>,
+    /// The same with multicast.
+    pub busiest_multicast: Option<(String, f64)>,
+}
+
+/// What the links of one tier carry together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierBytes {
+    /// Its name.
+    pub tier: String,
+    /// Each guest by itself.
+    pub off_the_shelf: u64,
+    /// Each content once to each target.
+    pub unicast: u64,
+    /// Each content once over each link.
+    pub multicast: u64,
 }
 
 /// What another number of targets would change.
