@@ -49,6 +49,8 @@ pub struct GuestOptions {
     pub dirty_kib_per_s: u32,
     /// QEMU's machine type.
     pub machine: String,
+    /// Whether each works all the time, besides.
+    pub works: bool,
 }
 
 impl Default for GuestOptions {
@@ -58,6 +60,7 @@ impl Default for GuestOptions {
             accel: Accel::Tcg,
             dirty_kib_per_s: DIRTY_KIB_PER_S,
             machine: "pc".to_owned(),
+            works: false,
         }
     }
 }
@@ -85,8 +88,9 @@ impl GuestFile {
         };
         // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
         let append = format!(
-            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}",
-            options.dirty_kib_per_s
+            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={} load.work={}",
+            options.dirty_kib_per_s,
+            u8::from(options.works)
         );
         let arguments = [
             QEMU,

@@ -7,9 +7,11 @@
 //! - `R files=N bytes=N cached=N random=N text=ADDRESS` once it is ready (`text` is where the kernel was put);
 //! - `T <seq>` every 20 ms, from 0, each number once;
 //! - `C ok <facts>` or `C bad <what>` in answer to a line `check`;
+//! - `W units=N ms=N` in answer to a line `work`: what it has done besides, if it was told to do as much as it can, and when;
 //! - `E <reason>` if it can't go on.
 //!
-//! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16).
+//! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
+//! to work all the time (0).
 
 mod memory;
 mod sys;
@@ -17,6 +19,7 @@ mod sys;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +34,7 @@ struct Options {
     dirty_kib_per_s: u64,
     area_mib: usize,
     random_mib: usize,
+    works: bool,
 }
 
 /// The files of the disk, and their checksum when they were first read.
@@ -74,7 +78,7 @@ fn run() -> io::Result<std::convert::Infallible> {
 
     mount_disk()?;
     let files = Files::read("/disk")?;
-    let random = RandomData::new(options.random_mib << 20, seed()?);
+    let random = Arc::new(RandomData::new(options.random_mib << 20, seed()?));
     let area = DirtyArea::new((options.area_mib << 20) / PAGE_SIZE, seed()?);
     let area = Arc::new(Mutex::new(area));
     say(
@@ -94,9 +98,18 @@ fn run() -> io::Result<std::convert::Infallible> {
     thread::spawn(move || tick(&ticks));
     let dirtied = area.clone();
     thread::spawn(move || dirty(&dirtied, options.dirty_kib_per_s << 10));
-    serve(terminal, &line, |line| {
-        let answer = check(&files, &random, &area, started);
-        say(line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
+    let units = Arc::new(AtomicU64::new(0));
+    if options.works {
+        let (random, units) = (random.clone(), units.clone());
+        thread::spawn(move || work(&random, &units));
+    }
+    serve(terminal, |command| match command {
+        "check" => {
+            let answer = check(&files, &random, &area, started);
+            say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
+        }
+        "work" => say(&line, &format!("W units={} ms={}", units.load(Relaxed), started.elapsed().as_millis())),
+        _ => Ok(()),
     })
 }
 
@@ -126,6 +139,7 @@ fn options(command_line: &str) -> Options {
         dirty_kib_per_s: value("load.dirty_kib", 2176),
         area_mib: value("load.area_mib", 8) as usize,
         random_mib: value("load.random_mib", 16) as usize,
+        works: value("load.work", 0) != 0,
     }
 }
 
@@ -243,10 +257,18 @@ fn dirty(area: &Mutex<DirtyArea>, bytes_per_s: u64) {
     }
 }
 
+/// Reads memory and computes for as long as the guest lives, and counts.
+fn work(random: &RandomData, units: &AtomicU64) {
+    // After everything else.
+    sys::set_nice(5);
+    loop {
+        random.sum_parts(|| drop(units.fetch_add(1, Relaxed)));
+    }
+}
+
 fn serve(
     terminal: File,
-    line: &Line,
-    check: impl Fn(&Line) -> io::Result<()>,
+    answer: impl Fn(&str) -> io::Result<()>,
 ) -> io::Result<std::convert::Infallible> {
     let mut commands = BufReader::new(terminal);
     let mut command = String::new();
@@ -255,9 +277,7 @@ fn serve(
         if commands.read_line(&mut command)? == 0 {
             thread::sleep(TICK);
         }
-        if command.trim() == "check" {
-            check(line)?;
-        }
+        answer(command.trim())?;
     }
 }
 
