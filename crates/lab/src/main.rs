@@ -198,6 +198,7 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
+                workload: None,
             },
             compare_ram: self.compare_ram,
             damage: None,
