@@ -22,6 +22,7 @@ pub mod scatter;
 pub mod serial;
 pub mod session;
 pub mod state;
+pub mod transport;
 pub mod weight;
 
 pub use guest::{Accel, Guest, GuestFile, GuestOptions};

@@ -13,7 +13,7 @@ use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::session::Settings;
-use lab::{Accel, GuestOptions, Mode, state};
+use lab::{Accel, GuestOptions, Mode, state, transport};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -30,6 +30,14 @@ enum Command {
     EndToEnd(EndToEndArguments),
     /// Move guests while things go wrong: loss, dead targets, cancellation and the like
     Faults(FaultsArguments),
+    /// Measure the transport alone, without guests: under loss, beside TCP, with a slow receiver
+    Transport(TransportArguments),
+    /// One end of `transport`
+    #[command(hide = true)]
+    TransportPeer {
+        /// What to do, as JSON
+        task: String,
+    },
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -97,6 +105,19 @@ struct FaultsArguments {
     vmscatter: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct TransportArguments {
+    /// Only these scenarios [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<transport::Scenario>,
+    /// Payload that goes to every receiver, MiB
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    mib: u64,
+    /// Rate of the source, Mbit/s on the link [default: congestion control]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
+    bandwidth: Option<u64>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -128,6 +149,22 @@ fn main() -> ExitCode {
         Command::EndToEnd(arguments) => match check(&arguments.modes, arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
+        Command::Transport(arguments) => {
+            let options = transport::Options {
+                scenarios: if arguments.only.is_empty() {
+                    transport::Scenario::ALL.to_vec()
+                } else {
+                    arguments.only
+                },
+                bytes: arguments.mib << 20,
+                bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
+            };
+            ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
+        }
+        Command::TransportPeer { task } => match transport::peer::run(&task) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
         },
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),

@@ -9,6 +9,7 @@
 //! - [`target`]: the work on a host that takes them in
 //! - [`net`]: UDP multicast and TCP data connections
 //! - [`random`]: keys and UUIDs
+//! - [`topology_file`]: a network between hosts, as an operator writes it down
 //! - [`report`]: what a job says while it runs and when it has ended, and how that is shown
 
 pub mod agent;
@@ -19,3 +20,4 @@ pub mod random;
 pub mod report;
 pub mod source;
 pub mod target;
+pub mod topology_file;

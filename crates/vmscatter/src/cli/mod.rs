@@ -7,7 +7,7 @@ mod client;
 mod logging;
 mod options;
 mod request;
-mod units;
+pub(crate) mod units;
 
 use std::process::ExitCode;
 

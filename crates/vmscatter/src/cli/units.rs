@@ -79,7 +79,7 @@ pub(super) fn compression(text: &str) -> Result<Compression, String> {
 }
 
 /// Bits per second: `1gbit`, `2.5gbit`, `800mbit`; the units are powers of 1000, as `tc` has them.
-pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
+pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, f64); 5] =
         [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9), ("tbit", 1e12), ("bit", 1.0)];
     let lower = text.to_ascii_lowercase();

@@ -9,7 +9,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
-use vmscatter_core::placement::{TargetCapacity, TargetId, VmDemand, place};
+use vmscatter_core::placement::{
+    DeliveryTree, Effort, HolderGroups, Problem, TargetCapacity, TargetId, VmDemand, even_vms_max, solve,
+};
 use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
 use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
@@ -233,10 +235,25 @@ impl Run {
         let capacity = |connection: &ControlConnection| connection.peer.resources.free_memory_bytes;
         let targets: Vec<TargetCapacity<'_>> = connections
             .iter()
-            .map(|c| TargetCapacity { name: &c.peer.name, free_bytes: capacity(c) })
+            .map(|c| TargetCapacity { name: &c.peer.name, free_bytes: capacity(c), vms_max: None })
             .collect();
-        let placed = place(&demands, &targets).map_err(|error| Stop::BadInput(error.to_string()))?;
-        Ok(placed.into_iter().map(Some).collect())
+        let groups = HolderGroups { alone: vec![0; demands.len()], shared: Vec::new() };
+        let tree = DeliveryTree::flat(targets.len());
+        let problem = Problem {
+            vms: &demands,
+            targets: &targets,
+            apart: &[],
+            groups: &groups,
+            tree: &tree,
+            few_targets: false,
+            group_addresses: GROUPS_MAX,
+        };
+        let bad_input = |error: vmscatter_core::placement::PlacementError| Stop::BadInput(error.to_string());
+        let vms_max = Some(even_vms_max(&problem).map_err(bad_input)?);
+        let even: Vec<_> = targets.iter().map(|target| TargetCapacity { vms_max, ..*target }).collect();
+        let problem = Problem { targets: &even, ..problem };
+        let solution = solve(&problem, Effort::default(), &mut || false).map_err(bad_input)?;
+        Ok(solution.placement.into_iter().map(Some).collect())
     }
 
     async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collected, Stop> {
