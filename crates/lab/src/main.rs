@@ -13,7 +13,7 @@ use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::session::Settings;
-use lab::{Accel, GuestOptions, Mode, state, transport};
+use lab::{Accel, GuestOptions, Mode, placement, state, transport};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -38,6 +38,8 @@ enum Command {
         /// What to do, as JSON
         task: String,
     },
+    /// Compare random groupings of guests with the chosen one, as in the paper's Table 2 (scripts/table2 prepares it)
+    Placement(PlacementArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -118,6 +120,18 @@ struct TransportArguments {
     bandwidth: Option<u64>,
 }
 
+#[derive(clap::Args)]
+struct PlacementArguments {
+    #[command(flatten)]
+    options: placement::Options,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -166,6 +180,13 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         },
+        Command::Placement(arguments) => {
+            let json = arguments.options.json.clone();
+            match check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref()) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
@@ -279,5 +300,15 @@ impl FaultsArguments {
         let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
+    }
+}
+
+impl PlacementArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let accel = self.accel.resolve(self.options.memory)?;
+        let report = placement::run(&self.options, accel, vmscatter)?;
+        print!("{}", report.to_text());
+        Ok(report.is_good())
     }
 }
