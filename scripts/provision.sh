@@ -142,7 +142,9 @@ provision_image() {
   mkdir -p "$debian" && work=$(mktemp -d "$debian/new.XXXXXX") || return 2
   echo "provision: installing $suite for the guests and preparing their workloads (some minutes, 3 GB)" >&2
   if provision_image_in "$work" >"$debian/log" 2>&1 </dev/null; then
-    rm -rf "$work/root" "${debian:?}/$version"
+    # Older ones go; guests that have one open keep it.
+    find "${debian:?}" -mindepth 1 -maxdepth 1 -type d ! -path "$work" -exec rm -rf {} +
+    rm -rf "$work/root"
     mv "$work" "$debian/$version"
     ln -sfn "$version" "$debian/current"
   else

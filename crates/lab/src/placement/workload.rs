@@ -33,7 +33,7 @@ impl Workload {
     pub fn families(self) -> [&'static str; 4] {
         match self {
             Self::Compile => ["musl", "busybox", "mbedtls", "zstd"],
-            Self::Sysbench => ["rndrd", "seqrd", "rndrw", "mixed"],
+            Self::Sysbench => ["rndrd", "seqrd", "rndrw", "mmap"],
             Self::Shop => ["fiction", "science", "travel", "school"],
         }
     }

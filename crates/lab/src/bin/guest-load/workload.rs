@@ -102,13 +102,15 @@ fn follow(mut child: Child, done: &AtomicU64, line: &Line) -> io::Result<String>
     Ok(format!("{status}: {last}"))
 }
 
+/// The last line that is not empty.
 fn last_line(stream: impl Read) -> String {
-    let mut last = String::new();
-    let mut lines = BufReader::new(stream);
-    let mut line = Vec::new();
-    while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
-        last = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let (mut last, mut line) = (Vec::new(), Vec::new());
+    let mut stream = BufReader::new(stream);
+    while matches!(stream.read_until(b'\n', &mut line), Ok(1..)) {
+        if !line.trim_ascii().is_empty() {
+            std::mem::swap(&mut last, &mut line);
+        }
         line.clear();
     }
-    last
+    String::from_utf8_lossy(&last).trim().to_owned()
 }
