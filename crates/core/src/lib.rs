@@ -13,6 +13,7 @@
 //! - [`transport`]: moves numbered frames to target sets, with repair and pace
 //! - [`session`]: the state machines of source and target, which hold the seven rules
 //! - [`journal`]: what an agent keeps on disk about guests on their way
+//! - [`predict`]: what a migration will carry and how long it will take
 //! - [`limits`]: the bounds that modules share, by name
 //! - [`time`]: the clock that callers pass in
 
@@ -23,6 +24,7 @@ pub mod journal;
 pub mod limits;
 pub mod page;
 pub mod placement;
+pub mod predict;
 pub mod qemu_stream;
 pub mod schedule;
 pub mod session;

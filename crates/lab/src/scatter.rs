@@ -40,6 +40,7 @@ struct AgentConfig<'a> {
     run_dir: &'a Path,
     tls: Tls,
     qemu: Programs,
+    fingerprints: FleetKey,
     values: BTreeMap<String, String>,
 }
 
@@ -47,6 +48,11 @@ struct AgentConfig<'a> {
 struct Tls {
     ca: PathBuf,
     cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Serialize)]
+struct FleetKey {
     key: PathBuf,
 }
 
@@ -136,6 +142,7 @@ impl Agents {
             run_dir: &host.run_dir,
             tls: Tls { ca: file("ca", "pem"), cert: file(&host.name, "pem"), key: file(&host.name, "key") },
             qemu: Programs { programs: vec![QEMU] },
+            fingerprints: FleetKey { key: file("fleet", "key") },
             values: BTreeMap::new(),
         };
         fs::create_dir_all(&config.state_dir)?;

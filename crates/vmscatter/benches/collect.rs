@@ -17,7 +17,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
-use vmscatter::source::collect::{CollectProgress, PageSource, collect};
+use vmscatter::source::collect::{CollectKey, CollectProgress, PageSource, collect};
+use vmscatter::source::effort::Effort;
 use vmscatter_core::page::{MacKey, PAGE_SIZE};
 
 const ROUNDS: usize = 5;
@@ -46,10 +47,10 @@ fn main() {
             println!("{:44} {:8.2} {:16.2}", format!("{huge} pages: {what}"), rate(times.0), rate(times.1));
         };
         line("process_vm_readv alone, 1 thread", median(|| guest.read_all()));
-        let key = MacKey::new(&[7; 16]);
+        let key = CollectKey::Session(MacKey::new(&[7; 16]));
         let run = |threads| {
-            let collected =
-                collect(&[&guest], &key, threads, &CollectProgress::default()).expect("it is not cancelled");
+            let collected = collect(&[&guest], &key, Effort::threads(threads), &CollectProgress::default())
+                .expect("it is not cancelled");
             let vm = &collected.vms[0];
             assert!(vm.error.is_none(), "{:?}", vm.error);
             assert_eq!(vm.pages.zero as usize, (0..guest.pages).filter(|page| kind(*page) < 4).count());
@@ -151,6 +152,10 @@ impl PageSource for Guest {
     fn populated(&self, _: u16, first: u32, count: u32) -> io::Result<Vec<Range<u32>>> {
         let all = first..first + count;
         Ok(vec![all])
+    }
+
+    fn chunk_pages(&self, _: u16) -> u32 {
+        256
     }
 
     fn read(&self, _: u16, first: u32, out: &mut [u8]) -> io::Result<()> {

@@ -17,7 +17,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use vmscatter_core::topology::{
-    self, BCube, FatTree, LeafSpine, Link, LinkSpec, Topology, TopologyBuilder, TopologyError,
+    self, BCube, FatTree, LeafSpine, Link, LinkSpec, Routes, Topology, TopologyBuilder, TopologyError,
 };
 
 use crate::agent::config::read_bounded;
@@ -56,6 +56,21 @@ pub fn parse(text: &str, origin: &str) -> Result<Topology, BadInput> {
         other => Err(format!("kind: '{}' is not leaf-spine, fat-tree, bcube or links", one_line(other))),
     };
     topology.map_err(bad)
+}
+
+/// The routes from a source to a session's targets, by their names; `origin` is what errors call the topology.
+///
+/// # Errors
+/// One line that names the origin, and the host that is missing, no host, there twice or out of reach.
+pub fn routes<'a>(
+    topology: &'a Topology,
+    origin: &str,
+    source: &str,
+    targets: &[&str],
+) -> Result<Routes<'a>, BadInput> {
+    let source = topology.host(source);
+    let targets: Result<Vec<_>, _> = targets.iter().map(|name| topology.host(name)).collect();
+    source.and_then(|source| topology.routes(source, &targets?)).map_err(|e| BadInput::new(origin, said(e)))
 }
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str, origin: &str) -> Result<T, BadInput> {

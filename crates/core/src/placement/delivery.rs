@@ -69,6 +69,8 @@ pub(super) struct Links {
     pub(super) cost: Vec<u64>,
     /// The link before each, which has a lower number.
     pub(super) parent: Vec<Option<u32>>,
+    /// The targets behind each.
+    pub(super) behind: Vec<TargetSet>,
     /// For each target the links to it, from the source on.
     pub(super) paths: Vec<Vec<u32>>,
 }
@@ -81,14 +83,13 @@ impl Links {
             tree.path(target).for_each(|link| behind[link].insert(TargetId(target as u8)));
         }
         let mut links = Links::default();
-        let mut sets: Vec<TargetSet> = Vec::new();
         // For each link of the tree the one that stands for it, or for the nearest before it.
         let mut kept: Vec<Option<u32>> = Vec::with_capacity(tree.links.len());
         for (link, set) in tree.links.iter().zip(&behind) {
             let before = link.parent.and_then(|parent| kept[parent]);
             kept.push(match before {
                 before if link.cost == 0 || set.is_empty() => before,
-                Some(before) if sets[before as usize] == *set => {
+                Some(before) if links.behind[before as usize] == *set => {
                     let cost = &mut links.cost[before as usize];
                     *cost = cost.saturating_add(link.cost);
                     Some(before)
@@ -96,8 +97,8 @@ impl Links {
                 before => {
                     links.cost.push(link.cost);
                     links.parent.push(before);
-                    sets.push(*set);
-                    Some(sets.len() as u32 - 1)
+                    links.behind.push(*set);
+                    Some(links.behind.len() as u32 - 1)
                 }
             });
         }

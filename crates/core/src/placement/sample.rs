@@ -20,8 +20,6 @@ pub(super) struct Sample {
     /// For each VM, where its groups begin, and one more.
     vm_starts: Vec<u32>,
     vm_groups: Vec<u32>,
-    /// What a content is rounded up to: 1 if nothing was left out.
-    threshold: u64,
 }
 
 impl Sample {
@@ -54,7 +52,6 @@ impl Sample {
             members: Vec::new(),
             vm_starts: vec![0; groups.vms() + 1],
             vm_groups: Vec::new(),
-            threshold,
         };
         for (at, group) in groups.shared.iter().enumerate() {
             if group.contents > 0 && kept(at, group.contents, threshold) {
@@ -90,9 +87,10 @@ impl Sample {
         self.contents.len()
     }
 
-    /// Whether nothing was left out.
-    pub(super) fn is_whole(&self) -> bool {
-        self.threshold == 1
+    /// What a VM holds, alone or not.
+    pub(super) fn contents_of(&self, vm: usize) -> u64 {
+        let shared = self.groups_of(vm).iter().map(|group| self.contents[*group as usize]);
+        self.alone[vm] + shared.sum::<u64>()
     }
 
     /// A group's VMs, ascending.
@@ -151,11 +149,11 @@ mod tests {
         let mut groups = HolderGroups { alone: vec![1; 150], shared: (0..5_000).map(group).collect() };
         groups.shared.push(HolderGroup { vms: vec![0, 1], contents: 100_000 });
         let whole = Sample::within(&groups, 5_001, 10_002);
-        assert!(whole.is_whole() && whole.groups() == 5_001);
+        assert_eq!(whole.groups(), 5_001);
         let total = whole.contents.iter().sum::<u64>();
         for (groups_max, members_max) in [(1_000, 10_002), (5_001, 2_000)] {
             let part = Sample::within(&groups, groups_max, members_max);
-            assert!(!part.is_whole() && part.groups() <= 1_000 && part.groups() > 250, "{}", part.groups());
+            assert!(part.groups() <= 1_000 && part.groups() > 250, "{}", part.groups());
             let small = (part.contents.iter().sum::<u64>() - 100_000) as f64;
             let all_small = (total - 100_000) as f64;
             assert!((small / all_small - 1.0).abs() < 0.15, "{small} of {all_small}");

@@ -14,7 +14,8 @@ use super::{TargetId, TargetSet, bound, cost, egress_contents, search};
 pub struct Effort {
     /// Steps of the exact search, each a few nanoseconds; a problem that needs more is left to the local search.
     pub exact_steps_max: u64,
-    /// Perturbations of the local search's best placement; what a large problem needs is cut short by `stop`.
+    /// Perturbations of the local search's best placement: a tenth of a millisecond each for a dozen VMs, some milliseconds
+    /// for 1,000.
     pub rounds: u32,
     /// Of the local search. The same problem, effort and seed give the same placement, unless `stop` cuts in.
     pub seed: u64,
@@ -22,7 +23,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { exact_steps_max: 300_000_000, rounds: 400, seed: 0 }
+        Effort { exact_steps_max: 300_000_000, rounds: 2_000, seed: 0 }
     }
 }
 
@@ -83,7 +84,7 @@ pub fn solve(
             if starts.is_empty() {
                 return Err(why_not(problem, &model.rules, effort));
             }
-            (search::solve(&model, starts, effort, stop), Method::LocalSearch)
+            (search::solve(&model, &starts, effort, stop), Method::LocalSearch)
         }
     };
     egress::improve(&model, &mut placed);

@@ -18,6 +18,8 @@ pub struct Routes<'a> {
     nearest_first: Vec<usize>,
     /// For each node the links by which shortest paths enter it, and where these come from.
     entries: Vec<Vec<(NodeId, LinkId)>>,
+    /// For each target the nodes on its shortest paths, the source left out, in the order of their distance.
+    between: Vec<Vec<NodeId>>,
     /// Where the topology routes by tier: the orders in which tiers may be crossed, each as a rank for each tier.
     orders: Vec<Vec<u8>>,
 }
@@ -52,11 +54,20 @@ impl Topology {
                 () => {}
             }
         }
-        let entries = (0..self.nodes.len()).map(|node| self.entries(source, &hops, node)).collect();
+        let entries: Vec<_> = (0..self.nodes.len()).map(|node| self.entries(source, &hops, node)).collect();
+        let between = targets.iter().map(|target| nodes_between(*target, source, &entries)).collect();
         let mut nearest_first: Vec<usize> = (0..targets.len()).collect();
         nearest_first.sort_by_key(|at| hops[targets[*at].0 as usize]);
         let orders = if self.routes_by_tier { permutations(self.tiers.len() as u8) } else { Vec::new() };
-        Ok(Routes { topology: self, source, targets: targets.to_vec(), nearest_first, entries, orders })
+        Ok(Routes {
+            topology: self,
+            source,
+            targets: targets.to_vec(),
+            nearest_first,
+            entries,
+            between,
+            orders,
+        })
     }
 
     /// Links on the shortest path to each node; `u32::MAX` where there is none.
@@ -132,78 +143,55 @@ impl<'a> Routes<'a> {
     /// If the set has a target that was not given.
     pub fn tree(&self, set: TargetSet, flow: u64) -> Vec<LinkId> {
         assert!(set.members().all(|target| usize::from(target.0) < self.targets.len()), "all are targets");
-        let member = |at: &&usize| set.0 >> **at & 1 == 1;
-        let nodes: Vec<NodeId> =
-            self.nearest_first.iter().filter(member).map(|at| self.targets[*at]).collect();
         if self.orders.is_empty() {
-            return self.tree_by_reuse(&nodes, flow);
+            return self.tree_by_reuse(set, flow);
         }
         let by_order = |(at, ranks): (usize, &Vec<u8>)| {
-            let tree = self.tree_by_order(&nodes, ranks);
+            let tree = self.tree_by_order(set, ranks);
             ((self.price(&tree), mix(flow, at as u64)), tree)
         };
         self.orders.iter().enumerate().map(by_order).min_by_key(|(price, _)| *price).expect("an order").1
     }
 
-    /// Targets one after the other, each by the shortest path that adds least to the tree.
-    fn tree_by_reuse(&self, nodes: &[NodeId], flow: u64) -> Vec<LinkId> {
-        let mut tree = Vec::new();
-        let mut reached = HashSet::from([self.source]);
-        for node in nodes {
-            let mut path = self.cheapest_path(*node, &reached, flow);
-            path.reverse();
-            reached.extend(path.iter().map(|id| self.topology.ends(*id).1));
-            tree.extend(path);
+    /// Targets one after the other, the nearest first, each by the shortest path that adds least to the tree.
+    fn tree_by_reuse(&self, set: TargetSet, flow: u64) -> Vec<LinkId> {
+        let nodes = self.topology.nodes.len();
+        let (mut tree, mut reached) = (Vec::new(), vec![false; nodes]);
+        reached[self.source.0 as usize] = true;
+        let mut best: Vec<Option<(Price, u64, NodeId, LinkId)>> = vec![None; nodes];
+        for target in self.members(set) {
+            for node in &self.between[target] {
+                let enter = |(from, id): (NodeId, LinkId)| {
+                    let (cost, links) = match best[from.0 as usize] {
+                        Some((price, ..)) if !reached[from.0 as usize] => price,
+                        _ => (0, 0),
+                    };
+                    let price = (cost + self.topology.links[id.link as usize].cost, links + 1);
+                    (price, mix(flow, u64::from(id.link)), from, id)
+                };
+                // What is reached costs nothing, but to look at it again is harmless.
+                best[node.0 as usize] = self.entries(*node).map(enter).min();
+            }
+            let mut path = Vec::new();
+            let mut node = self.targets[target];
+            while !std::mem::replace(&mut reached[node.0 as usize], true) {
+                let (.., from, id) = best[node.0 as usize].expect("a path leads here");
+                path.push(id);
+                node = from;
+            }
+            tree.extend(path.into_iter().rev());
         }
         tree
     }
 
-    /// The links from a target back to the tree, on the shortest path that has the least price.
-    fn cheapest_path(&self, target: NodeId, reached: &HashSet<NodeId>, flow: u64) -> Vec<LinkId> {
-        // All nodes on shortest paths between the tree and the target, the farthest from the source first.
-        let (mut between, mut seen) = (vec![target], HashSet::from([target]));
-        let mut at = 0;
-        while let Some(node) = between.get(at).copied() {
-            at += 1;
-            if !reached.contains(&node) {
-                between.extend(self.entries(node).map(|(from, _)| from).filter(|from| seen.insert(*from)));
-            }
-        }
-        let mut prices: HashMap<NodeId, Price> = HashMap::new();
-        let mut best_entry: HashMap<NodeId, (NodeId, LinkId)> = HashMap::new();
-        for node in between.into_iter().rev() {
-            if reached.contains(&node) {
-                prices.insert(node, (0, 0));
-                continue;
-            }
-            let price = |(from, id): (NodeId, LinkId)| {
-                let (cost, links) = prices[&from];
-                (
-                    (cost + self.topology.links[id.link as usize].cost, links + 1),
-                    mix(flow, u64::from(id.link)),
-                )
-            };
-            let best = self.entries(node).min_by_key(|entry| price(*entry)).expect("a path leads here");
-            prices.insert(node, price(best).0);
-            best_entry.insert(node, best);
-        }
-        let mut path = Vec::new();
-        let mut node = target;
-        while let Some((from, id)) = best_entry.get(&node) {
-            path.push(*id);
-            node = *from;
-        }
-        path
-    }
-
     /// Each node is entered by the tier that comes last in the order.
-    fn tree_by_order(&self, nodes: &[NodeId], ranks: &[u8]) -> Vec<LinkId> {
-        let mut tree = Vec::new();
-        let mut reached = HashSet::from([self.source]);
-        for node in nodes {
+    fn tree_by_order(&self, set: TargetSet, ranks: &[u8]) -> Vec<LinkId> {
+        let (mut tree, mut reached) = (Vec::new(), vec![false; self.topology.nodes.len()]);
+        reached[self.source.0 as usize] = true;
+        for target in self.members(set) {
             let mut path = Vec::new();
-            let mut node = *node;
-            while reached.insert(node) {
+            let mut node = self.targets[target];
+            while !std::mem::replace(&mut reached[node.0 as usize], true) {
                 let rank = |(_, id): &(NodeId, LinkId)| {
                     Reverse(ranks[usize::from(self.topology.links[id.link as usize].tier)])
                 };
@@ -216,6 +204,11 @@ impl<'a> Routes<'a> {
         tree
     }
 
+    /// Places of a set's targets, nearest first.
+    fn members(&self, set: TargetSet) -> impl Iterator<Item = usize> {
+        self.nearest_first.iter().copied().filter(move |at| set.0 >> at & 1 == 1)
+    }
+
     fn entries(&self, node: NodeId) -> impl Iterator<Item = (NodeId, LinkId)> {
         self.entries[node.0 as usize].iter().copied()
     }
@@ -223,6 +216,19 @@ impl<'a> Routes<'a> {
     fn price(&self, tree: &[LinkId]) -> Price {
         (tree.iter().map(|id| self.topology.links[id.link as usize].cost).sum(), tree.len() as u32)
     }
+}
+
+/// The nodes by which a target is reached, and the target itself, in the order of their distance from the source.
+fn nodes_between(target: NodeId, source: NodeId, entries: &[Vec<(NodeId, LinkId)>]) -> Vec<NodeId> {
+    let (mut between, mut seen) = (vec![target], HashSet::from([target, source]));
+    let mut at = 0;
+    while let Some(node) = between.get(at) {
+        let before = entries[node.0 as usize].iter().map(|(from, _)| *from);
+        between.extend(before.filter(|from| seen.insert(*from)).collect::<Vec<_>>());
+        at += 1;
+    }
+    between.reverse();
+    between
 }
 
 /// All orders of `count` tiers, each as the rank of every tier.

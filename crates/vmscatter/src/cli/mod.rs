@@ -6,6 +6,7 @@
 mod client;
 mod logging;
 mod options;
+mod out_file;
 mod request;
 pub(crate) mod units;
 
@@ -20,6 +21,7 @@ use crate::agent::input::BadInput;
 use crate::agent::local::LineError;
 use crate::report::outcome::Exit;
 use options::{Command, KeysCommand, Options};
+use out_file::OutFile;
 
 /// A command that ends with something other than success; printed as one line.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +82,16 @@ fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Migrate(options) => {
             let request = request::migrate(&options)?;
-            client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach))
+            client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach), None)
+        }
+        Command::Plan(options) => {
+            let request = request::plan(&options)?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), None)
         }
         Command::Scan(options) => {
             let request = request::scan(&options)?;
-            client::run(&options.agent.socket, request, client::View::of(&options.view, false))
+            let out = options.out.as_deref().map(OutFile::create).transpose()?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), out)
         }
         Command::Attach { job, agent, view } => {
             client::attach(&agent.socket, job, client::View::of(&view, false))

@@ -3,13 +3,14 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use super::options::{MigrateOptions, ScanOptions};
+use super::options::{MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
 use super::units::{Host, TargetOption};
 use crate::agent::config::os_text;
 use crate::agent::guest_file::GuestFile;
 use crate::agent::input::BadInput;
 use crate::agent::protocol::{
-    GuestText, LocalRequest, MigrateRequest, REQUEST_BYTES_MAX, ScanRequest, TargetSpec,
+    GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
+    TargetSpec,
 };
 
 /// # Errors
@@ -20,20 +21,51 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
     let request = MigrateRequest {
         guests,
         targets,
-        pins: options.pins.clone(),
+        rules: rules(&options.placement),
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
+        collect_cpu_percent: options.collect.cpu_percent,
         hold_before_cont: options.hold_before_cont.as_deref().map(hold_directory).transpose()?,
     };
     request.check()?;
     Ok(LocalRequest::Migrate(request))
 }
 
+/// A plan of guests that run here.
+///
+/// # Errors
+/// One line on what is wrong and where.
+pub(super) fn plan(options: &PlanOptions) -> Result<LocalRequest, BadInput> {
+    let request = PlanRequest {
+        guests: read_guests(&options.guests)?,
+        targets: options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?,
+        rules: rules(&options.placement),
+        compress: options.compress,
+        bandwidth_bits: options.bandwidth,
+        collect_cpu_percent: options.collect.cpu_percent,
+    };
+    request.check()?;
+    Ok(LocalRequest::Plan(request))
+}
+
+pub(super) fn rules(options: &PlacementOptions) -> PlacementRules {
+    PlacementRules {
+        pins: options.pins.clone(),
+        apart: options.apart.iter().map(|group| group.0.clone()).collect(),
+        vms_max: options.vms_max,
+        few_targets: options.few_targets,
+    }
+}
+
 /// # Errors
 /// One line on what is wrong and where.
 pub(super) fn scan(options: &ScanOptions) -> Result<LocalRequest, BadInput> {
-    let request = ScanRequest { guests: read_guests(&options.guests)? };
+    let request = ScanRequest {
+        guests: read_guests(&options.guests)?,
+        collect_cpu_percent: options.collect.cpu_percent,
+        fingerprints: options.out.is_some(),
+    };
     request.check()?;
     Ok(LocalRequest::Scan(request))
 }

@@ -50,7 +50,7 @@ pub(super) struct SetLink {
 pub(super) struct Setup {
     pub(super) keys: SessionKeys,
     pub(super) session: Uuid,
-    pub(super) contents: Contents,
+    pub(super) contents: Arc<Contents>,
     pub(super) schedule: Schedule,
     pub(super) placement: Vec<Option<TargetId>>,
     pub(super) sets: Vec<SetLink>,

@@ -68,8 +68,7 @@ cost = 4
 #[test]
 fn explicit_links() {
     let topology = parse(LINKS, "x.toml").unwrap();
-    let (source, target) = (topology.host("source").unwrap(), topology.host("node1").unwrap());
-    let routes = topology.routes(source, &[target]).unwrap();
+    let routes = routes(&topology, "x.toml", "source", &["node1"]).unwrap();
     let mut loads = Loads::none(&topology);
     loads.add(&routes.tree([vmscatter_core::placement::TargetId(0)].into_iter().collect(), 0), 1);
     assert_eq!((loads.byte_hops(), loads.cost_bytes(&topology)), (2, 5));
@@ -77,6 +76,16 @@ fn explicit_links() {
         topology.tiers().iter().map(|tier| tier.name.as_str()).collect::<Vec<_>>(),
         ["access", "link"]
     );
+}
+
+#[test]
+fn hosts_that_are_missing_are_named_with_the_file() {
+    let topology = parse(LINKS, "x.toml").unwrap();
+    let fault =
+        |source, targets: &[&str]| routes(&topology, "x.toml", source, targets).unwrap_err().to_string();
+    assert_eq!(fault("source", &["node1", "node2"]), "x.toml: there is no 'node2'");
+    assert_eq!(fault("tor1", &["node1"]), "x.toml: 'tor1' is a switch, not a host");
+    assert_eq!(fault("node1", &["node1"]), "x.toml: 'node1' is the source and a target");
 }
 
 #[test]

@@ -136,19 +136,23 @@ impl Sampler {
 
     /// Takes over what another one has noted, of other contents and under the same key.
     pub fn absorb(&mut self, other: Sampler) {
-        self.rate_log2 = self.rate_log2.max(other.rate_log2);
+        if other.rate_log2 > self.rate_log2 {
+            self.thin(other.rate_log2);
+        }
         let rate_log2 = self.rate_log2;
-        self.contents.retain(|content| is_sampled(content.fingerprint, rate_log2));
         self.contents.extend(other.contents.iter().filter(|c| is_sampled(c.fingerprint, rate_log2)));
         self.thin_to_limit();
     }
 
     fn thin_to_limit(&mut self) {
         while self.contents.len() > self.contents_max && self.rate_log2 < RATE_LOG2_MAX {
-            self.rate_log2 += 1;
-            let rate_log2 = self.rate_log2;
-            self.contents.retain(|content| is_sampled(content.fingerprint, rate_log2));
+            self.thin(self.rate_log2 + 1);
         }
+    }
+
+    fn thin(&mut self, rate_log2: u8) {
+        self.rate_log2 = rate_log2;
+        self.contents.retain(|content| is_sampled(content.fingerprint, rate_log2));
     }
 
     /// Everything that was noted, of the host with this name; `vms` are its VMs in the order of their numbers, without
