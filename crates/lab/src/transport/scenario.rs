@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::peer::{SourceResult, TargetResult};
 use super::process::{TcpFlow, run_peers, task};
+use super::rivals::{self, Rival};
 use crate::host::Lab;
 use crate::progress::Progress;
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub bytes: u64,
     /// Bytes a second; `None`: congestion control.
     pub bandwidth: Option<u64>,
+    /// To be compared with, in the scenarios of loss.
+    pub rivals: Vec<Rival>,
 }
 
 /// One run of vmscatter's transport.
@@ -79,12 +82,20 @@ pub(super) struct Run {
 pub fn run(options: &Options) -> Result<bool> {
     let lab = Lab::new(TARGETS, RATE)?;
     let progress = Progress::default();
-    let mut runs = Vec::new();
+    let (mut runs, mut rival_runs) = (Vec::new(), Vec::new());
+    let material = rivals::Material::new(if options.rivals.is_empty() { 0 } else { options.bytes })?;
     for scenario in &options.scenarios {
         progress.step(&format!("{scenario:?}"));
         runs.push(run_one(&lab, *scenario, options)?);
+        if matches!(scenario, Scenario::Loss0 | Scenario::Loss1 | Scenario::Loss5) {
+            for rival in &options.rivals {
+                progress.step(&format!("{scenario:?} {rival:?}"));
+                rival_runs.push((*scenario, rival.run(&lab, &material)?));
+            }
+        }
     }
     print!("{}", super::table::table(&runs));
+    print!("{}", rivals::table(&rival_runs, &material));
     let good = |run: &Run| run.targets.iter().all(|target| target.wrong_frames == 0);
     Ok(runs.iter().all(good))
 }
