@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::scenario::TARGETS;
 use crate::host::{Host, Lab};
 
 const LOOK: Duration = Duration::from_millis(2);
@@ -149,7 +150,7 @@ impl Rival {
     fn run_with(self, lab: &Lab, material: &Material, options: &'static str) -> Result<RivalRun> {
         let before = lab.network.sent_bytes(&lab.source.link)?;
         let mut receivers = Vec::new();
-        for host in &lab.targets {
+        for host in &lab.targets[..TARGETS] {
             let directory = material.directory.join(&host.name);
             fs::create_dir_all(&directory)?;
             let _ = fs::remove_file(directory.join("payload"));
@@ -180,7 +181,7 @@ impl Rival {
         }
         thread::sleep(Duration::from_millis(500));
         let file = material.file.to_str().context("a path in UTF-8")?;
-        let count = lab.targets.len().to_string();
+        let count = TARGETS.to_string();
         let options_list = options.split_ascii_whitespace();
         let mut sender = match self {
             Self::Udpcast => {
@@ -198,7 +199,7 @@ impl Rival {
         let seconds = watch(&mut sender)?;
         thread::sleep(Duration::from_millis(500));
         drop(receivers);
-        let whole = lab.targets.iter().all(|host| {
+        let whole = lab.targets[..TARGETS].iter().all(|host| {
             let arrived = material.directory.join(&host.name).join("payload");
             same(&arrived, &material.file).unwrap_or(false)
         });
