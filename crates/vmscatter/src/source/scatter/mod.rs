@@ -1,10 +1,8 @@
 //! The scatter: one thread that reads shared contents again, sends them at the pace that core's sender finds, and
 //! settles what each VM's target holds.
 //!
-//! - `work`: the thread; core's state machines say what is sent to whom and when
-//! - `output`: seals what leaves, and hands it to the network
+//! `work` is the thread: core's state machines say what is sent to whom and when.
 
-mod output;
 mod work;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,7 +29,7 @@ use work::Work;
 pub(super) struct Setup {
     pub(super) keys: SessionKeys,
     pub(super) session: Uuid,
-    pub(super) contents: Contents,
+    pub(super) contents: Arc<Contents>,
     pub(super) schedule: Schedule,
     pub(super) placement: Vec<Option<TargetId>>,
     pub(super) groups: Groups,

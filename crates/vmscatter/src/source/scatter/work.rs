@@ -11,11 +11,13 @@ use vmscatter_core::page::PageAddr;
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Sender, SenderConfig, SenderEvent};
+use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::Message;
+use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 
-use super::output::Output;
 use super::{Order, Setup, Shared};
+use crate::net::outlet::Outlet;
+use crate::net::udp::MulticastSender;
 use crate::source::actor::Event;
 
 /// The thread looks up at least this often while there is something to send.
@@ -33,7 +35,8 @@ pub(super) struct Work {
     scatterer: Scatterer,
     addresses: Addresses,
     frames: FrameQueues,
-    output: Output,
+    outlet: Outlet,
+    datagram_bytes: usize,
     live: Vec<bool>,
     /// Frames whose encoding is under way or that wait for an earlier one, by number.
     encoded: BTreeMap<u64, Option<(u16, Vec<u8>)>>,
@@ -53,18 +56,22 @@ impl Work {
         queue: Receiver<Order>,
         shared: Arc<Shared>,
     ) -> std::io::Result<Work> {
-        let output = Output::new(&setup, shared.clone())?;
-        let config = SenderConfig {
-            bandwidth: setup.bandwidth,
-            datagram_bytes: output.datagram_bytes(),
-            ..SenderConfig::default()
+        let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500).max(1280);
+        let local = setup.links.first().map(|link| link.local_addr().ip());
+        let socket = match local.filter(|_| !setup.groups.sets.is_empty()) {
+            Some(local) => Some(MulticastSender::bind(local)?),
+            None => None,
         };
+        let ip_udp_bytes = if local.is_some_and(|ip| ip.is_ipv6()) { 48 } else { 28 };
+        let datagram_bytes = mtu as usize - ip_udp_bytes;
+        let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),
             scatterer: Scatterer::new(setup.keys.mac.clone()),
             addresses: Addresses::new(setup.groups.lists.iter().cloned()),
             frames: FrameQueues::default(),
-            output,
+            outlet: Outlet::new(session_tag(&setup.session), socket),
+            datagram_bytes,
             live: vec![true; setup.streams.len()],
             encoded: BTreeMap::new(),
             acked: HashMap::new(),
@@ -87,6 +94,7 @@ impl Work {
         let mut numbers: HashMap<TargetSet, u16> = HashMap::new();
         for link in &self.setup.groups.sets {
             let members: Vec<u16> = link.set.members().map(|target| u16::from(target.0)).collect();
+            self.outlet.add_set(link.number, &link.key, &members, Some(link.group));
             self.sender.add_set(link.number, &members, true);
             numbers.insert(link.set, link.number);
         }
@@ -115,9 +123,7 @@ impl Work {
             if self.running {
                 self.fill();
             }
-            while let Some(transmit) = self.sender.poll_transmit(self.now()) {
-                self.output.send(&transmit);
-            }
+            self.transmit();
             self.sender_events();
             // What has left just now may let new members come.
             self.change_members();
@@ -214,7 +220,7 @@ impl Work {
             }
         }
         for set in self.addresses.probes(now) {
-            self.output.probe(set);
+            self.outlet.probe(set);
         }
     }
 
@@ -278,6 +284,30 @@ impl Work {
         }
     }
 
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.sender.poll_transmit(self.now()) {
+            match transmit.path {
+                Path::Multicast { .. } => {
+                    let bytes = self.outlet.multicast(&transmit);
+                    self.shared.outcome().multicast_bytes += bytes as u64;
+                }
+                Path::Unicast { target } => self.unicast(&transmit, target),
+            }
+        }
+    }
+
+    fn unicast(&mut self, transmit: &Transmit, target: u16) {
+        let link = &self.setup.links[usize::from(target)];
+        // A target's own set is sealed by its link, which does so for streams too.
+        let own = |header: &PieceHeader, payload: &[u8], out: &mut Vec<u8>| link.seal(header, payload, out);
+        let Ok(pieces) = self.outlet.seal_unicast(transmit, target, own) else {
+            return tracing::error!("a set's key is used up");
+        };
+        let bytes: usize = pieces.iter().map(Vec::len).sum();
+        self.shared.outcome().unicast_bytes += bytes as u64;
+        pieces.into_iter().for_each(|piece| link.send_scatter(piece));
+    }
+
     fn sender_events(&mut self) {
         while let Some(event) = self.sender.poll_event() {
             match event {
@@ -316,7 +346,7 @@ impl Work {
         }
         let mut outcome = self.shared.outcome();
         // A frame's last piece is shorter; no account is kept of which pieces were repaired.
-        outcome.repair_bytes = self.sender.counters().multicast_repairs * self.output.datagram_bytes() as u64;
+        outcome.repair_bytes = self.sender.counters().multicast_repairs * self.datagram_bytes as u64;
         (outcome.joins, outcome.leaves) = self.addresses.changes();
     }
 }

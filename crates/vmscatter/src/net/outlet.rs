@@ -1,0 +1,120 @@
+//! Seals what core's sender gives out, each piece under its set's key and its path's numbers, and puts it on its path.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use vmscatter_core::transport::Transmit;
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::seal::{Channel, KEY_BYTES, SealError, SealKey};
+
+use super::udp::MulticastSender;
+
+const PROBE_BYTES: usize = 16;
+
+/// A set's keys, one for each path.
+#[derive(Debug)]
+struct SetKeys {
+    group: Option<Group>,
+    unicast: HashMap<u16, SealKey>,
+}
+
+/// The group of a set that has one, with the keys of what is multicast to it.
+#[derive(Debug)]
+struct Group {
+    addr: SocketAddr,
+    data: SealKey,
+    probes: SealKey,
+}
+
+/// The source's end of all sets. There is one for a session, since two would use the same packet numbers.
+#[derive(Debug)]
+pub struct Outlet {
+    session_tag: u64,
+    socket: Option<MulticastSender>,
+    sets: HashMap<u16, SetKeys>,
+    sealed: Vec<u8>,
+}
+
+impl Outlet {
+    /// Without sets. `socket` is `None` where nothing goes by multicast.
+    pub fn new(session_tag: u64, socket: Option<MulticastSender>) -> Outlet {
+        Outlet { session_tag, socket, sets: HashMap::new(), sealed: Vec::new() }
+    }
+
+    /// Adds a set with its key; says whether it goes by multicast.
+    pub fn add_set(
+        &mut self,
+        set: u16,
+        key: &[u8; KEY_BYTES],
+        members: &[u16],
+        group: Option<SocketAddr>,
+    ) -> bool {
+        let unicast = members.iter().map(|to| (*to, SealKey::new(key, Channel::unicast(*to)))).collect();
+        let group = group.filter(|_| self.socket.is_some()).map(|addr| Group {
+            addr,
+            data: SealKey::new(key, Channel::MULTICAST),
+            probes: SealKey::new(key, Channel::PROBE),
+        });
+        let is_grouped = group.is_some();
+        self.sets.insert(set, SetKeys { group, unicast });
+        is_grouped
+    }
+
+    /// Sends a probe to the set's group, from which members see that multicast reaches them.
+    pub fn probe(&mut self, set: u16) {
+        let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return };
+        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, PROBE_BYTES);
+        let mut piece = Vec::new();
+        if seal_piece(&mut group.probes, &header, &[0; PROBE_BYTES], &mut piece).is_err() {
+            return tracing::error!("a set's key is used up");
+        }
+        // What the kernel does not take is lost like any datagram; another will follow.
+        if let Err(error) = socket.send(group.addr, &piece, piece.len()) {
+            tracing::debug!("probe: {error}");
+        }
+    }
+
+    /// Seals and multicasts these pieces; returns how many bytes they have, sealed.
+    pub fn multicast(&mut self, transmit: &Transmit) -> usize {
+        let group = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut());
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return 0 };
+        self.sealed.clear();
+        let mut segment = 0;
+        for (header, payload) in transmit.pieces(self.session_tag) {
+            let before = self.sealed.len();
+            if seal_piece(&mut group.data, &header, payload, &mut self.sealed).is_err() {
+                tracing::error!("a set's key is used up");
+                return 0;
+            }
+            segment = segment.max(self.sealed.len() - before);
+        }
+        // What the kernel does not take is lost like any datagram, and repaired.
+        if let Err(error) = socket.send(group.addr, &self.sealed, segment) {
+            tracing::debug!("multicast: {error}");
+        }
+        self.sealed.len()
+    }
+
+    /// Seals these pieces for a target's data connection; `own` seals those of a set that was not added here.
+    ///
+    /// # Errors
+    /// [`SealError`]: the key is used up.
+    pub fn seal_unicast(
+        &mut self,
+        transmit: &Transmit,
+        target: u16,
+        own: impl Fn(&PieceHeader, &[u8], &mut Vec<u8>) -> Result<(), SealError>,
+    ) -> Result<Vec<Vec<u8>>, SealError> {
+        let mut key = self.sets.get_mut(&transmit.set).and_then(|set| set.unicast.get_mut(&target));
+        let seal = |(header, payload): (PieceHeader, &[u8])| {
+            let mut sealed = Vec::new();
+            match &mut key {
+                Some(key) => seal_piece(key, &header, payload, &mut sealed).map(drop)?,
+                None => own(&header, payload, &mut sealed)?,
+            }
+            Ok(sealed)
+        };
+        transmit.pieces(self.session_tag).map(seal).collect()
+    }
+}
