@@ -161,7 +161,8 @@ fn a_stream_is_predicted_from_its_format() {
 
 #[test]
 fn off_the_shelf_every_page_that_is_not_zero_goes_once_for_each_vm() {
-    let vm = |target| VmVolume { target: TargetId(target), unique: 10, zero: 1_000_000, record_pages: 100_000 };
+    let vm =
+        |target| VmVolume { target: TargetId(target), unique: 10, zero: 1_000_000, record_pages: 100_000 };
     let volume = Volume { vms: vec![vm(0), vm(1), vm(1)], sets: Vec::new() };
     let received = off_the_shelf_bytes(&volume, 3, 1500);
     assert_eq!((received[1], received[2]), (received[0] * 2, 0));
