@@ -14,7 +14,7 @@ use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::predict::{self, PredictOptions};
 use lab::session::Settings;
-use lab::{Accel, GuestOptions, Mode, state, transport};
+use lab::{Accel, GuestOptions, Mode, placement, state, transport};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -41,6 +41,8 @@ enum Command {
     },
     /// Ask `vmscatter plan` what moving idle guests will cost, move them, and compare
     Predict(PredictArguments),
+    /// Compare random groupings of guests with the chosen one, as in the paper's Table 2 (scripts/table2 prepares it)
+    Placement(PlacementArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -153,6 +155,21 @@ struct TransportArguments {
     /// Rate of the source, Mbit/s on the link [default: congestion control]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Option<u64>,
+    /// Send the same bytes with these too, under each loss
+    #[arg(long, value_delimiter = ',')]
+    rivals: Vec<transport::Rival>,
+}
+
+#[derive(clap::Args)]
+struct PlacementArguments {
+    #[command(flatten)]
+    options: placement::Options,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -195,6 +212,7 @@ fn main() -> ExitCode {
                     arguments.only
                 },
                 bytes: arguments.mib << 20,
+                rivals: arguments.rivals,
                 bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
@@ -210,6 +228,13 @@ fn main() -> ExitCode {
                 None => Ok(vmscatter),
                 Some(mode) => bail!("--modes: {} makes no plans", mode.name()),
             }) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::Placement(arguments) => {
+            let json = arguments.options.json.clone();
+            match check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref()) {
                 Err(error) => failed(&error, 2),
                 Ok(vmscatter) => ended(arguments.run(vmscatter)),
             }
@@ -283,6 +308,8 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
+                works: false,
+                workload: None,
             },
             compare_ram: self.compare_ram,
             damage: None,
@@ -349,5 +376,15 @@ impl FaultsArguments {
         let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
+    }
+}
+
+impl PlacementArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let accel = self.accel.resolve(self.options.memory)?;
+        let report = placement::run(&self.options, accel, vmscatter)?;
+        print!("{}", report.to_text());
+        Ok(report.is_good())
     }
 }

@@ -302,7 +302,10 @@ fn check(guest: &Guest, arrival: &Result<Arrival>, target: &str, from: Instant, 
     let ticked = guest.serial.wait_ticks(1, TICKS_TO_SEE, TICKS_WITHIN);
     let checked = guest.check();
     let ticks = guest.serial.ticks();
-    let gapless = serial::is_gapless(&ticks);
+    let gapless = match guest.restored {
+        false => serial::is_gapless(&ticks),
+        true => serial::is_gapless_from_first(&ticks),
+    };
     row.running = ticked && gapless;
     row.verified = checked.is_ok() && arrival.digests_agree && arrival.ram_equal != Some(false);
     row.ram_equal = arrival.ram_equal;
