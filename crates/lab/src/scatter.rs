@@ -267,6 +267,16 @@ impl Agents {
         Ok(command)
     }
 
+    /// `vmscatter scan` with agent and guests, its outcome as JSON; what else is wanted can be added.
+    pub(crate) fn scan_command(&self, lab: &Lab, guests: &[Guest]) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.args(["scan", "--json", "--agent"]).arg(socket(&lab.source));
+        for guest in guests {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
+        }
+        Ok(command)
+    }
+
     fn migrate_command(
         &self,
         session: &Session,

@@ -7,8 +7,8 @@
 //! - `R files=N bytes=N cached=N random=N text=ADDRESS` once it is ready (`text` is where the kernel was put);
 //! - `T <seq>` every 20 ms, from 0, each number once;
 //! - `C ok <facts>` or `C bad <what>` in answer to a line `check`;
-//! - `U units=N ms=N` in answer to a line `work`: what it has done besides, if it was told to do as much as it can, and when;
 //! - `W done=N` once a workload from the Debian disk is warm;
+//! - `N units=N` in answer to a line `count`: what it has done besides, if it was told to work all the time;
 //! - `E <reason>` if it can't go on.
 //!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
@@ -114,9 +114,7 @@ fn run() -> io::Result<std::convert::Infallible> {
             let answer = check(&files, &random, &area, started, task.as_deref());
             say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
         }
-        "work" => {
-            say(&line, &format!("U units={} ms={}", units.load(Relaxed), started.elapsed().as_millis()))
-        }
+        "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
         _ => Ok(()),
     })
 }
@@ -271,7 +269,9 @@ fn work(random: &RandomData, units: &AtomicU64) {
     // After everything else.
     sys::set_nice(5);
     loop {
-        random.sum_parts(|| drop(units.fetch_add(1, Relaxed)));
+        random.sum_parts(|| {
+            units.fetch_add(1, Relaxed);
+        });
     }
 }
 
