@@ -23,7 +23,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { exact_steps_max: 300_000_000, rounds: 2_000, seed: 0 }
+        Effort { exact_steps_max: 300_000_000, rounds: 3_000, seed: 0 }
     }
 }
 
@@ -80,7 +80,7 @@ pub fn solve(
         Err(ExactError::TooLarge | ExactError::Stopped) => {
             let packed = pack(&model.rules, effort.seed);
             let greedy = fill_greedily(&model);
-            let starts: Vec<Vec<u8>> = packed.ok().into_iter().chain(greedy).collect();
+            let starts: Vec<Vec<u8>> = greedy.into_iter().chain(packed.ok()).collect();
             if starts.is_empty() {
                 return Err(why_not(problem, &model.rules, effort));
             }
