@@ -80,7 +80,7 @@ fn place(
     };
     fs::write("/proc/self/clear_refs", "5").expect("Linux with /proc");
     let (start, cpu_start) = (Instant::now(), cpu_time());
-    let solution = solve(&problem, Effort { rounds: 100_000, ..Effort::default() }, &mut || {
+    let solution = solve(&problem, Effort::default(), &mut || {
         cpu_time() - cpu_start > SEARCH_TIME
     })
     .expect("there is room");

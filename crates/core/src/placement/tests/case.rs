@@ -65,7 +65,7 @@ impl Case {
 
     /// Without the exact search.
     pub(super) fn search(&self) -> Result<Solution, PlacementError> {
-        let effort = Effort { exact_steps_max: 0, ..Effort::default() };
+        let effort = Effort { exact_steps_max: 0, rounds: 200, ..Effort::default() };
         self.with(|problem| solve(problem, effort, &mut || false))
     }
 
