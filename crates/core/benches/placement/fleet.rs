@@ -80,10 +80,8 @@ fn place(
     };
     fs::write("/proc/self/clear_refs", "5").expect("Linux with /proc");
     let (start, cpu_start) = (Instant::now(), cpu_time());
-    let solution = solve(&problem, Effort::default(), &mut || {
-        cpu_time() - cpu_start > SEARCH_TIME
-    })
-    .expect("there is room");
+    let solution = solve(&problem, Effort::default(), &mut || cpu_time() - cpu_start > SEARCH_TIME)
+        .expect("there is room");
     let (time, cpu) = (start.elapsed(), cpu_time() - cpu_start);
     let peak = status_bytes("VmHWM:");
     let greedy = greedy(&problem).expect("there is room");

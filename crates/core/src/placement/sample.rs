@@ -57,7 +57,11 @@ impl Sample {
         };
         for (at, group) in groups.shared.iter().enumerate() {
             if kept(at, group.contents, threshold) {
-                sample.contents.push(if threshold == 1 { group.contents } else { group.contents.max(threshold) });
+                sample.contents.push(if threshold == 1 {
+                    group.contents
+                } else {
+                    group.contents.max(threshold)
+                });
                 sample.members.extend(&group.vms);
                 sample.starts.push(sample.members.len() as u32);
             }

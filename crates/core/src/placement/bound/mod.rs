@@ -16,7 +16,7 @@ mod room;
 
 use self::neighbours::Neighbours;
 use self::reach::Reach;
-use self::room::Rooms;
+pub(super) use self::room::Rooms;
 use super::delivery::Links;
 use super::model::Model;
 

@@ -6,15 +6,15 @@ use crate::placement::model::Rules;
 use crate::placement::{TargetId, TargetSet};
 
 /// What some VMs need.
-pub(super) struct Needed {
+pub(in crate::placement) struct Needed {
     /// Where some of them are pinned.
     pub(super) pinned: TargetSet,
     /// Targets, these included.
-    pub(super) targets: usize,
+    pub(in crate::placement) targets: usize,
 }
 
 /// What targets have left beside all that is pinned to them.
-pub(super) struct Rooms<'a> {
+pub(in crate::placement) struct Rooms<'a> {
     rules: &'a Rules,
     room: Vec<Room>,
     /// Equal rooms, with how many there are.
@@ -31,7 +31,7 @@ struct Room {
 
 impl<'a> Rooms<'a> {
     /// `rules` whose pins can be kept.
-    pub(super) fn new(rules: &'a Rules) -> Self {
+    pub(in crate::placement) fn new(rules: &'a Rules) -> Self {
         let room = |(vms, bytes): (&u32, &u64)| Room { vms: *vms, bytes: *bytes };
         let mut rooms: Vec<Room> = rules.vms_max.iter().zip(&rules.free).map(room).collect();
         for (vm, pin) in rules.pinned.iter().enumerate() {
@@ -60,7 +60,7 @@ impl<'a> Rooms<'a> {
         vms.min(self.rules.vms_max[target] as usize).min(self.rules.vms())
     }
 
-    pub(super) fn needed(&self, vms: &[u16]) -> Needed {
+    pub(in crate::placement) fn needed(&self, vms: &[u16]) -> Needed {
         let (rules, mut pinned) = (self.rules, TargetSet::EMPTY);
         let mut memory = Vec::new();
         for vm in vms.iter().map(|vm| usize::from(*vm)) {

@@ -1,10 +1,13 @@
 //! Local search: from several placements downhill, then by taking apart and rebuilding a few targets at a time.
 
 mod descent;
+mod egress;
 mod rebuild;
 mod state;
 #[cfg(test)]
 mod tests;
+
+pub(super) use self::egress::lessen_egress;
 
 use self::descent::Queue;
 use self::state::{NOWHERE, State};

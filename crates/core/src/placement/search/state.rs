@@ -120,6 +120,14 @@ impl<'m> State<'m> {
         best
     }
 
+    /// What two VMs cost more in each other's place.
+    pub(super) fn swap_cost(&self, one: usize, other: usize) -> i64 {
+        let (a, b) = (self.placed[one], self.placed[other]);
+        let gain =
+            |vm: usize, from: u8, to: u8| self.extra_cost(vm, to) as i64 - self.extra_cost(vm, from) as i64;
+        gain(one, a, b) + gain(other, b, a) + self.kept(one, other) as i64
+    }
+
     /// What both moves of a swap, each by itself, would count as gained, though a content that both VMs hold, and
     /// no third one behind a link, neither leaves that link nor comes to the other.
     fn kept(&self, one: usize, other: usize) -> u64 {
@@ -135,7 +143,8 @@ impl<'m> State<'m> {
         both(sample.groups_of(one), sample.groups_of(other)).map(kept).sum()
     }
 
-    fn can_swap(&self, one: usize, other: usize) -> bool {
+    /// Whether two VMs may take each other's place.
+    pub(super) fn can_swap(&self, one: usize, other: usize) -> bool {
         let (a, b) = (usize::from(self.placed[one]), usize::from(self.placed[other]));
         self.load.fits_after(one, b, other) && self.load.fits_after(other, a, one)
     }
