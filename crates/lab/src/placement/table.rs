@@ -76,8 +76,10 @@ pub struct Row {
     pub greedy: Choice,
     /// Whether a complete search has shown that there is none better than the chosen.
     pub is_optimal: bool,
-    /// What no grouping can be below, computed without search.
+    /// No even grouping is below it. The chosen grouping's own traffic if that is optimal.
     pub bound_bytes: u64,
+    /// The same as computed without any search.
+    pub quick_bound_bytes: u64,
 }
 
 /// A grouping and its traffic.
@@ -185,7 +187,9 @@ impl Report {
              can be below it.\n",
         );
         if self.workloads.iter().any(|done| !done.trials.is_empty()) {
-            text.push_str("\nMeasured: the same guests migrated, bytes of the qdiscs towards all targets in MB\n");
+            text.push_str(
+                "\nMeasured: the same guests migrated, bytes of the qdiscs towards all targets in MB\n",
+            );
             let _ = writeln!(text, "{}", self.measured());
             self.problems(&mut text);
         }

@@ -63,9 +63,6 @@ mod tests {
             let of = |family: &str| (1..=12).filter(|number| workload.family(*number) == family).count();
             assert_eq!(workload.families().map(of), [3; 4]);
         }
-        assert_eq!(
-            Workload::Shop.kernel_words(5),
-            " load.workload=shop load.family=fiction load.number=5"
-        );
+        assert_eq!(Workload::Shop.kernel_words(5), " load.workload=shop load.family=fiction load.number=5");
     }
 }

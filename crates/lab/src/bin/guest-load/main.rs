@@ -7,7 +7,7 @@
 //! - `R files=N bytes=N cached=N random=N text=ADDRESS` once it is ready (`text` is where the kernel was put);
 //! - `T <seq>` every 20 ms, from 0, each number once;
 //! - `C ok <facts>` or `C bad <what>` in answer to a line `check`;
-//! - `W done=N` once a workload from the Debian disk is warm;
+//! - `P done=N` once a workload from the Debian disk is warm;
 //! - `E <reason>` if it can't go on.
 //!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16); and, for a
@@ -20,7 +20,6 @@ mod workload;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,9 +99,11 @@ fn run() -> io::Result<std::convert::Infallible> {
     thread::spawn(move || tick(&ticks));
     let dirtied = area.clone();
     thread::spawn(move || dirty(&dirtied, options.dirty_kib_per_s << 10));
-    let work = options.task.map(|task| workload::start(&task, &line)).transpose()?;
+    if let Some(task) = &options.task {
+        workload::start(task, &line)?;
+    }
     serve(terminal, &line, |line| {
-        let answer = check(&files, &random, &area, started, work.as_deref());
+        let answer = check(&files, &random, &area, started);
         say(line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
     })
 }
@@ -269,13 +270,7 @@ fn serve(
     }
 }
 
-fn check(
-    files: &Files,
-    random: &RandomData,
-    area: &Mutex<DirtyArea>,
-    since: Instant,
-    work: Option<&AtomicU64>,
-) -> io::Result<String> {
+fn check(files: &Files, random: &RandomData, area: &Mutex<DirtyArea>, since: Instant) -> io::Result<String> {
     // Counted before the files are read again, which would bring back what the cache had lost.
     let cached = files.cached()?;
     if !random.is_intact() {
@@ -289,9 +284,8 @@ fn check(
     if let Some(page) = area.first_damaged() {
         return Ok(format!("C bad page {page} of the rewritten area"));
     }
-    let work = work.map_or(String::new(), |work| format!(" work={}", work.load(Ordering::Relaxed)));
     Ok(format!(
-        "C ok cached={cached} random={} area={} rewritten={} ms={}{work}",
+        "C ok cached={cached} random={} area={} rewritten={} ms={}",
         random.len(),
         area.len(),
         area.rewritten(),
