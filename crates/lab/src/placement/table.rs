@@ -106,7 +106,7 @@ pub struct Trial {
 
 impl Composition {
     /// Adds up what the guests hold. `families` has each guest's family.
-    pub fn of(groups: &HolderGroups, families: &Vec<String>) -> Self {
+    pub fn of(groups: &HolderGroups, families: &[String]) -> Self {
         let mut pages = Self { in_one_guest_bytes: groups.alone.iter().sum(), ..Self::default() };
         for group in &groups.shared {
             let of: BTreeSet<&String> = group.vms.iter().map(|vm| &families[usize::from(*vm)]).collect();
