@@ -83,20 +83,19 @@ pub fn run(options: &PredictOptions) -> Result<bool> {
     let progress = Progress::default();
     let assets = Assets::prepare()?;
     let (mut comparisons, mut texts, mut good) = (Vec::new(), Vec::new(), true);
+    let mut speeds: Option<String> = None;
     for &mode in &options.modes {
-        let mut speeds = None;
         if !options.first {
             let session = Session::boot(&options.settings, &assets, &progress)?;
             let agents = Agents::start(&session.lab, &options.settings)?;
+            write_speeds(&session.lab.source, speeds.as_deref())?;
             let run = session.run_with(Some(&agents), mode, &options.settings, &progress)?;
             good &= is_good(&run);
             speeds = Some(read_speeds(&session.lab.source)?);
         }
         let mut session = Session::boot(&options.settings, &assets, &progress)?;
         let mut agents = Agents::start(&session.lab, &options.settings)?;
-        if let Some(speeds) = &speeds {
-            fs::write(session.lab.source.run_dir.join(SPEEDS), speeds)?;
-        }
+        write_speeds(&session.lab.source, speeds.as_deref())?;
         agents.unpinned = true;
         agents.options =
             options.bandwidth.iter().flat_map(|rate| ["--bandwidth".to_owned(), rate.clone()]).collect();
@@ -121,6 +120,12 @@ pub fn run(options: &PredictOptions) -> Result<bool> {
 fn read_speeds(source: &Host) -> Result<String> {
     let path = source.run_dir.join(SPEEDS);
     fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// What an earlier lab's agent has measured, for this one's.
+fn write_speeds(source: &Host, speeds: Option<&str>) -> Result<()> {
+    let path = source.run_dir.join(SPEEDS);
+    speeds.map_or(Ok(()), |speeds| fs::write(&path, speeds)).with_context(|| path.display().to_string())
 }
 
 /// Whether every guest is verified and runs; says which is not.

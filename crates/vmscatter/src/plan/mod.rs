@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
-    Bytes, Compressed, Inventory, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
+    Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
 };
 use vmscatter_core::schedule::Classes;
 
@@ -75,21 +75,25 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// From `--bandwidth`, else from what the last migration has measured, else assumed.
-    pub fn of(bandwidth_bits: Option<u64>, last: Option<speeds::Entry>) -> Speed {
-        let measured = last.map(|last| last.measured);
-        let link = measured.filter(|measured| !measured.link_was_given).map(|m| m.link_bytes_per_s);
-        let (link_bytes_per_s, origin) = match (bandwidth_bits, link.filter(|rate| *rate > 0.0)) {
+    /// From `--bandwidth`, else from what earlier migrations have measured, else assumed.
+    pub fn of(bandwidth_bits: Option<u64>, known: Option<speeds::Known>) -> Speed {
+        let (link_bytes_per_s, origin) = match (bandwidth_bits, known.and_then(|k| k.link_bytes_per_s)) {
             (Some(bits), _) => (bits as f64 / 8.0, RateOrigin::Given),
             (None, Some(rate)) => (rate, RateOrigin::Measured),
             (None, None) => (LINK_BYTES_PER_S, RateOrigin::Assumed),
         };
+        let measured = known.map(|known| match known.link_bytes_per_s {
+            Some(link_bytes_per_s) if !known.last.measured.link_was_given => {
+                Measured { link_bytes_per_s, ..known.last.measured }
+            }
+            _ => known.last.measured,
+        });
         Speed {
             pace: Pace { link_bytes_per_s, measured },
             rate: PlanRate {
                 bits_per_s: link_bytes_per_s * 8.0,
                 origin,
-                hosts_measured_unix_s: last.map(|last| last.unix_s),
+                hosts_measured_unix_s: known.map(|known| known.last.unix_s),
             },
         }
     }
@@ -220,7 +224,7 @@ fn one_less(input: &Input, cost: &Cost, place_time: Duration) -> Option<Alternat
     let tried = order.into_iter().take(LEFT_OUT_MAX).filter_map(without);
     let (name, solution) = tried.min_by_key(|(_, solution)| solution.cost)?;
     let cost = Cost::of(input, &solution, targets.len() - 1, place_time);
-    Some(Alternative { without: Some(name), predicted: cost.predicted })
+    Some(Alternative { without: Some(name), guests: 0, predicted: cost.predicted })
 }
 
 /// With a target that has the mean of the others' memory.
@@ -234,7 +238,9 @@ fn one_more(input: &Input, place_time: Duration) -> Option<Alternative> {
     targets.push(Target { name: "one more target".into(), free_bytes });
     let solution = place(input, &candidates, &network).ok()?;
     let cost = Cost::of(input, &solution, candidates.targets.len(), place_time);
-    Some(Alternative { without: None, predicted: cost.predicted })
+    let added = candidates.targets.len() - 1;
+    let guests = solution.placement.iter().filter(|to| usize::from(to.0) == added).count() as u64;
+    Some(Alternative { without: None, guests, predicted: cost.predicted })
 }
 
 fn guests(input: &Input, solution: &Solution) -> Vec<PlanGuest> {

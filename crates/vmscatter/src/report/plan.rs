@@ -144,7 +144,7 @@ pub struct BetweenHosts {
 pub enum RateOrigin {
     /// `--bandwidth`.
     Given,
-    /// This agent's last migration.
+    /// This agent's last migrations.
     Measured,
     /// Nobody has said or measured it.
     Assumed,
@@ -206,6 +206,8 @@ pub struct TierBytes {
 pub struct Alternative {
     /// The target that would be left out; `None`: one is added.
     pub without: Option<String>,
+    /// Guests that the added one would get.
+    pub guests: u64,
     /// What it would be.
     pub predicted: Prediction,
 }

@@ -67,7 +67,7 @@ async fn plan(setting: &Setting<'_>, request: &PlanRequest) -> Result<PlanOutcom
         sampled: false,
         mtu: mtu(&resources),
         compressed: Compressed::NONE,
-        speed: Speed::of(request.bandwidth_bits, setting.ctx.speeds.last(compression.is_some())),
+        speed: Speed::of(request.bandwidth_bits, setting.ctx.speeds.known(compression.is_some())),
         network: setting.network(&request.targets, request.topology.as_ref())?,
     };
     let memory = Memory {

@@ -144,7 +144,7 @@ fn cost(plan: &Plan) -> String {
 fn rate(plan: &Plan) -> String {
     let origin = match plan.rate.origin {
         RateOrigin::Given => "given",
-        RateOrigin::Measured => "measured by the last migration from here",
+        RateOrigin::Measured => "measured by the last migrations from here",
         RateOrigin::Assumed => {
             "assumed: no migration from here has measured it, and --bandwidth was not given"
         }
@@ -163,7 +163,11 @@ fn alternatives(plan: &Plan) -> String {
         text.push_str(&format!("one target less (without {without}): {}\n", change(&plan.predicted, less)));
     }
     if let Some(more) = &plan.one_more {
-        text.push_str(&format!("one target more: {}\n", change(&plan.predicted, more)));
+        let effect = match more.guests {
+            0 => "would stay empty: an even spread needs no more".to_owned(),
+            _ => change(&plan.predicted, more),
+        };
+        text.push_str(&format!("one target more: {effect}\n"));
     }
     text
 }
