@@ -14,6 +14,8 @@ pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod net;
+pub mod placement;
+pub mod predict;
 pub mod progress;
 pub mod qmp;
 pub mod ram;
