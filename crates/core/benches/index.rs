@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
+use vmscatter_core::index::{Contents, FleetKey, PageSpace, Records, RunBuilder, Sampler, Shard};
 use vmscatter_core::page::{Mac, PageAddr};
 use vmscatter_core::placement::TargetId;
 use vmscatter_core::schedule::Schedule;
@@ -38,12 +38,17 @@ fn main() {
 
     let input = measure(|| fleet(0..records, records).fold(0, |sum, (mac, _)| sum ^ mac.0[0]));
     print("making the input, included below", &input);
-    let one = measure(|| index(records, 1));
+    let one = measure(|| index(records, 1, None));
     print("index, 1 thread", &one);
     if threads > 1 {
-        print(&format!("index, {threads} threads"), &measure(|| index(records, threads)));
+        print(&format!("index, {threads} threads"), &measure(|| index(records, threads, None)));
     }
-    let contents = index(records, threads);
+    let sampled = measure(|| {
+        let sampler = Mutex::new(Sampler::new(FleetKey::new(&[7; 32])));
+        (index(records, 1, Some(&sampler)), sampler)
+    });
+    print("the same with fingerprints, 1 thread", &sampled);
+    let contents = index(records, threads, None);
     let placement: Vec<_> = (0..VMS).map(|vm| Some(TargetId(vm as u8 % TARGETS))).collect();
     print("schedule, 1 thread", &measure(|| Schedule::new(&contents, &placement)));
     drop(contents);
@@ -74,7 +79,7 @@ fn fleet(range: Range<u32>, records: u32) -> impl Iterator<Item = (Mac, PageAddr
     })
 }
 
-fn index(records: u32, threads: usize) -> Contents {
+fn index(records: u32, threads: usize, sampler: Option<&Mutex<Sampler>>) -> Contents {
     let space = PageSpace::new(&vec![vec![(0, records / VMS)]; VMS as usize]).expect("within the limits");
     let first_page = |vm| space.number(PageAddr { vm, block: 0, page: 0 }).expect("it is in the space");
     let first_pages: Vec<u32> = (0..VMS as u16).map(first_page).collect();
@@ -97,8 +102,17 @@ fn index(records: u32, threads: usize) -> Contents {
     });
     let records = Mutex::new(Records::new(runs));
     let take = || records.lock().expect("no worker panics").take_shard();
+    let group = |shard: Shard| match sampler {
+        None => shard.group(),
+        Some(sampler) => {
+            let mut branch = sampler.lock().expect("no worker panics").branch();
+            let group = shard.group_sampled(&space, &mut branch);
+            sampler.lock().expect("no worker panics").absorb(branch);
+            group
+        }
+    };
     let groups = thread::scope(|scope| {
-        let work = || std::iter::from_fn(take).map(|shard| shard.group()).collect::<Vec<_>>();
+        let work = || std::iter::from_fn(take).map(&group).collect::<Vec<_>>();
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect()
     });
