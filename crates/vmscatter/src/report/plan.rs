@@ -1,5 +1,7 @@
 //! What `vmscatter plan` says: where guests would go, and what moving them would cost.
 
+#[cfg(test)]
+mod tests;
 mod text;
 
 use serde::{Deserialize, Serialize};
