@@ -56,6 +56,8 @@ pub struct Plan {
     pub topology: Option<TopologyReport>,
     /// Target sets of several members.
     pub target_sets: u64,
+    /// How often members of these sets join and leave multicast groups.
+    pub joins_and_leaves: u64,
     /// The figures are estimates from a sample of the contents.
     pub sampled: bool,
 }

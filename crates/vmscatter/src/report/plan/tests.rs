@@ -47,6 +47,7 @@ fn plan() -> Plan {
         one_more: Some(Alternative { without: None, guests: 0, predicted: prediction(1, 1, 1.0) }),
         topology: None,
         target_sets: 1,
+        joins_and_leaves: 4,
         sampled: false,
     }
 }
@@ -63,6 +64,7 @@ fn a_plan_says_what_it_would_cost_and_how_good_it_is() {
         "-50.0 %",
         "8.0 s",
         "link: 1000 Mbit/s, assumed",
+        "multicast to 1 target sets, 4 joins and leaves\n",
         "one target less (without t2): transferred -10.00 MB, network traffic -110.00 MB, time -0.5 s\n",
         "one target more: would stay empty",
     ] {
