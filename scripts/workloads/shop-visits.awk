@@ -5,7 +5,7 @@ function random(n) { return int(rand() * n) }
 BEGIN {
   srand(seed)
   items = 10000; customers = 43200; orders = 38880
-  print "PRAGMA cache_size = -8000; PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY;"
+  print ".output /dev/null\nPRAGMA cache_size = -8000; PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY;"
   for (visit = 1; ; visit++) {
     print ".output /dev/null"
     kind = rand()

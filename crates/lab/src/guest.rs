@@ -50,8 +50,6 @@ pub struct GuestOptions {
     pub dirty_kib_per_s: u32,
     /// QEMU's machine type.
     pub machine: String,
-    /// Whether each works all the time, besides.
-    pub works: bool,
     /// What runs in them beside the load that all guests have.
     pub workload: Option<Workload>,
 }
@@ -63,7 +61,6 @@ impl Default for GuestOptions {
             accel: Accel::Tcg,
             dirty_kib_per_s: DIRTY_KIB_PER_S,
             machine: "pc".to_owned(),
-            works: false,
             workload: None,
         }
     }
@@ -92,9 +89,8 @@ impl GuestFile {
         };
         // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
         let append = format!(
-            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={} load.work={}{}",
+            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}{}",
             options.dirty_kib_per_s,
-            u8::from(options.works),
             options.workload.map_or(String::new(), |workload| workload.kernel_words(number))
         );
         let arguments = [

@@ -7,6 +7,7 @@
 
 pub mod assets;
 pub mod baseline;
+pub mod collect;
 mod cpio;
 pub mod demo;
 pub mod faults;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use lab::collect::{self, CollectOptions};
 use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
@@ -43,6 +44,8 @@ enum Command {
     Predict(PredictArguments),
     /// Compare random groupings of guests with the chosen one, as in the paper's Table 2 (scripts/table2 prepares it)
     Placement(PlacementArguments),
+    /// Measure what working guests feel of their memory being collected
+    Collect(CollectArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -172,6 +175,28 @@ struct PlacementArguments {
     vmscatter: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct CollectArguments {
+    /// Number of guests [default: as many as there are processors]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    guests: Option<u16>,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Length of each span that is measured
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Values of --collect-cpu to measure
+    #[arg(long, value_delimiter = ',', default_value = "100,50,25", value_parser = clap::value_parser!(u8).range(1..=100))]
+    percent: Vec<u8>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -239,6 +264,10 @@ fn main() -> ExitCode {
                 Ok(vmscatter) => ended(arguments.run(vmscatter)),
             }
         }
+        Command::Collect(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
@@ -308,7 +337,6 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
-                works: false,
                 workload: None,
             },
             compare_ram: self.compare_ram,
@@ -386,5 +414,26 @@ impl PlacementArguments {
         let report = placement::run(&self.options, accel, vmscatter)?;
         print!("{}", report.to_text());
         Ok(report.is_good())
+    }
+}
+
+impl CollectArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let guest = GuestOptions {
+            memory_mib: self.memory,
+            accel: self.accel.resolve(self.memory)?,
+            ..GuestOptions::default()
+        };
+        let options = CollectOptions {
+            guests: self.guests.map_or(processors, usize::from),
+            guest,
+            span: std::time::Duration::from_secs(self.seconds),
+            percents: self.percent,
+            vmscatter,
+        };
+        print!("{}", collect::run(&options)?);
+        Ok(true)
     }
 }

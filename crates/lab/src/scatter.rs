@@ -222,6 +222,19 @@ impl Agents {
         Ok((arrivals, outcome.scatter.distinct_nonzero_bytes))
     }
 
+    /// Runs `vmscatter scan` for all guests; what they hold is saved to `out`.
+    pub(crate) fn scan(&self, session: &Session, out: &Path) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("scan").arg("--agent").arg(socket(&session.lab.source)).arg("--out").arg(out);
+        for guest in &session.guests {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
+        }
+        let output = self.run_command(&session.lab.source, &mut command)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "vmscatter scan: {}: {}", output.status, stderr.trim());
+        Ok(())
+    }
+
     /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.
     fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
         let paths = ["migrate.out", "migrate.err"].map(|name| self.directory.join(name));
@@ -236,7 +249,7 @@ impl Agents {
                 child.kill()?;
                 child.wait()?;
                 let stderr = fs::read_to_string(&paths[1]).unwrap_or_default();
-                bail!("vmscatter migrate did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
+                bail!("vmscatter did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
             }
             thread::sleep(LOOK_INTERVAL);
         };
@@ -263,6 +276,16 @@ impl Agents {
             // The same places as off-the-shelf, so that the figures compare the transfer alone.
             let target = &session.target_of(index, settings.hosts).name;
             command.arg("--vm").arg(format!("{}={target}", guest.file.name));
+        }
+        Ok(command)
+    }
+
+    /// `vmscatter scan` with agent and guests, its outcome as JSON; what else is wanted can be added.
+    pub(crate) fn scan_command(&self, lab: &Lab, guests: &[Guest]) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.args(["scan", "--json", "--agent"]).arg(socket(&lab.source));
+        for guest in guests {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
         }
         Ok(command)
     }

@@ -15,9 +15,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use vmscatter::agent::protocol::PlacementRules;
+use vmscatter::plan::place::{self, Candidates};
 use vmscatter_core::page::PAGE_SIZE;
 use vmscatter_core::placement::{
-    DeliveryTree, Effort, HolderGroups, Method, Problem, TargetCapacity, VmDemand, greedy, lower_bound, solve,
+    DeliveryTree, HolderGroups, Method, Problem, TargetCapacity, TargetId, VmDemand, greedy, lower_bound,
 };
 
 use crate::assets::{Assets, cache_directory};
@@ -151,7 +153,8 @@ fn run_workload(
     // Not needed any more; the memory is.
     drop(session);
 
-    let families = (1..=settings.guests).map(|number| workload.family(number).to_owned()).collect();
+    let families: Vec<String> =
+        (1..=settings.guests).map(|number| workload.family(number).to_owned()).collect();
     let composition = Composition::of(&groups, &families);
     let rows = options.targets.iter().map(|targets| usize::from(*targets)).filter(wanted);
     let rows = rows.map(|targets| compute(&groups, targets, options, settings)).collect::<Result<_>>()?;
@@ -173,11 +176,31 @@ fn compute(groups: &HolderGroups, targets: usize, options: &Options, settings: &
     let guests = settings.guests;
     let random = random_even(guests, targets, options.groupings as usize, options.seed);
     let tree = DeliveryTree::flat(targets);
-    let demand = |_| VmDemand { name: "guest", memory_bytes: 1, pinned: None };
-    let vms: Vec<VmDemand> = (0..guests).map(demand).collect();
-    // As many everywhere, as the random groupings have it and the paper's capacities.
+    let names: Vec<String> = (1..=guests).map(|number| format!("vm{number}")).collect();
+    let hosts: Vec<String> = (1..=targets).map(|number| format!("host{number}")).collect();
+    // What `vmscatter migrate` does when it is told no more than guests and targets: an even spread.
+    let candidates = Candidates {
+        guests: names.iter().map(|name| place::Guest { name: name.clone(), memory_bytes: 1 }).collect(),
+        targets: hosts
+            .iter()
+            .map(|name| place::Target { name: name.clone(), free_bytes: guests as u64 })
+            .collect(),
+        rules: PlacementRules::default(),
+    };
+    let solution = place::choose(&candidates, groups, &tree)?;
+    let chosen = Choice::of(groups, &solution.placement);
+    ensure!(
+        chosen.bytes == solution.cost * PAGE_SIZE as u64,
+        "vmscatter says {} contents, its placement has {} bytes",
+        solution.cost,
+        chosen.bytes
+    );
+
+    let demand = |name| VmDemand { name, memory_bytes: 1, pinned: None };
+    let vms: Vec<VmDemand> = names.iter().map(|name| demand(name)).collect();
     let vms_max = Some(guests.div_ceil(targets) as u32);
-    let capacities = vec![TargetCapacity { name: "target", free_bytes: guests as u64, vms_max }; targets];
+    let capacity = |name| TargetCapacity { name, free_bytes: guests as u64, vms_max };
+    let capacities: Vec<TargetCapacity> = hosts.iter().map(|name| capacity(name)).collect();
     let problem = Problem {
         vms: &vms,
         targets: &capacities,
@@ -185,26 +208,23 @@ fn compute(groups: &HolderGroups, targets: usize, options: &Options, settings: &
         groups,
         tree: &tree,
         few_targets: false,
-        group_addresses: usize::MAX,
+        group_addresses: place::GROUPS_MAX,
     };
-    let solution = solve(&problem, Effort::default(), &mut || false)?;
-    let chosen: Grouping = solution.placement.iter().map(|target| target.0.into()).collect();
-    let filled: Grouping = greedy(&problem)?.iter().map(|target| target.0.into()).collect();
-    let chosen_bytes = traffic_bytes(groups, &chosen);
-    ensure!(
-        chosen_bytes == solution.cost * PAGE_SIZE as u64,
-        "the optimiser says {} contents, the placement has {chosen_bytes} bytes",
-        solution.cost
-    );
-    // The exact search's own bound is the placement itself, which tells nothing of the bound.
-    let bound = lower_bound(&problem)?;
     Ok(Row {
         targets,
         random_bytes: random.iter().map(|grouping| traffic_bytes(groups, grouping)).collect(),
         random,
-        chosen: Choice { bytes: chosen_bytes, grouping: chosen },
-        greedy: Choice { bytes: traffic_bytes(groups, &filled), grouping: filled },
+        chosen,
+        greedy: Choice::of(groups, &greedy(&problem)?),
         is_optimal: solution.method == Method::Exact,
-        bound_bytes: bound * PAGE_SIZE as u64,
+        bound_bytes: solution.bound * PAGE_SIZE as u64,
+        quick_bound_bytes: lower_bound(&problem)? * PAGE_SIZE as u64,
     })
+}
+
+impl Choice {
+    fn of(groups: &HolderGroups, placement: &[TargetId]) -> Self {
+        let grouping: Grouping = placement.iter().map(|target| target.0.into()).collect();
+        Self { bytes: traffic_bytes(groups, &grouping), grouping }
+    }
 }

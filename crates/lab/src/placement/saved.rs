@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::assets::Assets;
-use crate::guest::{Guest, GuestFile, fact};
+use crate::guest::{Guest, GuestFile};
 use crate::host::{Host, Lab};
 use crate::placement::Grouping;
 use crate::progress::Progress;
@@ -53,7 +53,7 @@ pub(crate) fn boot_warm(settings: &Settings, assets: &Assets, progress: &Progres
     }
     for (index, guest) in session.guests.iter().enumerate() {
         let left = WARM_TIMEOUT.saturating_sub(started.elapsed());
-        let warm = guest.serial.wait_line("W ", left);
+        let warm = guest.serial.wait_line("P ", left);
         warm.with_context(|| format!("{} did not become warm", guest.file.name))?;
         progress.note(&format!("{} of {} guests are warm", index + 1, session.guests.len()));
     }
@@ -137,9 +137,4 @@ fn wait_migration(qmp: &Qmp) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// Units of work that a guest says it has done.
-pub(crate) fn work_done(facts: &str) -> Option<u64> {
-    fact(facts, "work")?.parse().ok()
 }

@@ -76,8 +76,10 @@ pub struct Row {
     pub greedy: Choice,
     /// Whether a complete search has shown that there is none better than the chosen.
     pub is_optimal: bool,
-    /// What no grouping can be below, computed without search.
+    /// No even grouping is below it. The chosen grouping's own traffic if that is optimal.
     pub bound_bytes: u64,
+    /// The same as computed without any search.
+    pub quick_bound_bytes: u64,
 }
 
 /// A grouping and its traffic.
@@ -104,7 +106,7 @@ pub struct Trial {
 
 impl Composition {
     /// Adds up what the guests hold. `families` has each guest's family.
-    pub fn of(groups: &HolderGroups, families: &Vec<String>) -> Self {
+    pub fn of(groups: &HolderGroups, families: &[String]) -> Self {
         let mut pages = Self { in_one_guest_bytes: groups.alone.iter().sum(), ..Self::default() };
         for group in &groups.shared {
             let of: BTreeSet<&String> = group.vms.iter().map(|vm| &families[usize::from(*vm)]).collect();

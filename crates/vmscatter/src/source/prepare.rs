@@ -59,9 +59,10 @@ impl Setting<'_> {
         if self.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
     }
 
-    /// Finds out what each guest is; nothing is changed.
+    /// Finds out what each guest is, and refuses those that can't be moved, all of them at once; nothing is changed.
     pub(super) async fn open_guests(&self, texts: &[GuestText]) -> Result<Vec<SourceGuest>, Stop> {
         let mut guests: Vec<SourceGuest> = Vec::new();
+        let mut refused = Vec::new();
         for GuestText { origin, text } in texts {
             let guest = SourceGuest::open(self.ctx, origin, text).await.map_err(Stop::BadInput)?;
             if let Some(other) =
@@ -69,9 +70,10 @@ impl Setting<'_> {
             {
                 return Err(Stop::BadInput(format!("{origin}: the same guest as '{}'", other.name)));
             }
+            refused.extend(guest.refused().map(|reason| format!("{origin}: {} {reason}", guest.name)));
             guests.push(guest);
         }
-        Ok(guests)
+        if refused.is_empty() { Ok(guests) } else { Err(Stop::BadInput(refused.join("; "))) }
     }
 
     /// Reaches all targets, who say what they can take.

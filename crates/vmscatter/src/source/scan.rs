@@ -103,7 +103,12 @@ pub async fn run_scan(
     let mut guests = Vec::new();
     for GuestText { origin, text } in &request.guests {
         match SourceGuest::open(&ctx, origin, text).await {
-            Ok(guest) => guests.push(guest),
+            Ok(guest) => {
+                if let Some(text) = guest.refused() {
+                    sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
+                }
+                guests.push(guest);
+            }
             Err(error) => return ScanOutcome::bad_input(error),
         }
     }

@@ -7,8 +7,8 @@
 //! - `R files=N bytes=N cached=N random=N text=ADDRESS` once it is ready (`text` is where the kernel was put);
 //! - `T <seq>` every 20 ms, from 0, each number once;
 //! - `C ok <facts>` or `C bad <what>` in answer to a line `check`;
-//! - `U units=N ms=N` in answer to a line `work`: what it has done besides, if it was told to do as much as it can, and when;
-//! - `W done=N` once a workload from the Debian disk is warm;
+//! - `P done=N` once a workload from the Debian disk is warm;
+//! - `N units=N` in answer to a line `count`: what it has done besides, if it was told to work all the time;
 //! - `E <reason>` if it can't go on.
 //!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
@@ -22,7 +22,7 @@ mod workload;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,15 +108,15 @@ fn run() -> io::Result<std::convert::Infallible> {
         let (random, units) = (random.clone(), units.clone());
         thread::spawn(move || work(&random, &units));
     }
-    let task = options.task.map(|task| workload::start(&task, &line)).transpose()?;
+    if let Some(task) = &options.task {
+        workload::start(task, &line)?;
+    }
     serve(terminal, |command| match command {
         "check" => {
-            let answer = check(&files, &random, &area, started, task.as_deref());
+            let answer = check(&files, &random, &area, started);
             say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
         }
-        "work" => {
-            say(&line, &format!("U units={} ms={}", units.load(Relaxed), started.elapsed().as_millis()))
-        }
+        "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
         _ => Ok(()),
     })
 }
@@ -271,7 +271,9 @@ fn work(random: &RandomData, units: &AtomicU64) {
     // After everything else.
     sys::set_nice(5);
     loop {
-        random.sum_parts(|| drop(units.fetch_add(1, Relaxed)));
+        random.sum_parts(|| {
+            units.fetch_add(1, Relaxed);
+        });
     }
 }
 
@@ -287,13 +289,7 @@ fn serve(terminal: File, answer: impl Fn(&str) -> io::Result<()>) -> io::Result<
     }
 }
 
-fn check(
-    files: &Files,
-    random: &RandomData,
-    area: &Mutex<DirtyArea>,
-    since: Instant,
-    work: Option<&AtomicU64>,
-) -> io::Result<String> {
+fn check(files: &Files, random: &RandomData, area: &Mutex<DirtyArea>, since: Instant) -> io::Result<String> {
     // Counted before the files are read again, which would bring back what the cache had lost.
     let cached = files.cached()?;
     if !random.is_intact() {
@@ -307,9 +303,8 @@ fn check(
     if let Some(page) = area.first_damaged() {
         return Ok(format!("C bad page {page} of the rewritten area"));
     }
-    let work = work.map_or(String::new(), |work| format!(" work={}", work.load(Ordering::Relaxed)));
     Ok(format!(
-        "C ok cached={cached} random={} area={} rewritten={} ms={}{work}",
+        "C ok cached={cached} random={} area={} rewritten={} ms={}",
         random.len(),
         area.len(),
         area.rewritten(),

@@ -11,8 +11,6 @@ use std::os::unix::fs::chroot;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::{Line, mount_disk, say, sys, walk};
@@ -33,9 +31,8 @@ pub(crate) struct Task {
     pub(crate) number: u64,
 }
 
-/// Starts the program. What it has done is counted in what is returned; `W done=N` is said once it is warm, `E` if it
-/// ends.
-pub(crate) fn start(task: &Task, line: &Line) -> io::Result<Arc<AtomicU64>> {
+/// Starts the program. `P done=N` is said once it is warm, `E` if it ends.
+pub(crate) fn start(task: &Task, line: &Line) -> io::Result<()> {
     mount_disk("/dev/vdb", DISK)?;
     lay_over()?;
     fill_cache(&format!("{ROOT}/lab/{}/{}", task.workload, task.family))?;
@@ -46,13 +43,12 @@ pub(crate) fn start(task: &Task, line: &Line) -> io::Result<Arc<AtomicU64>> {
     // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, which allocate nothing for such short paths.
     unsafe { command.pre_exec(|| chroot(ROOT).and_then(|()| std::env::set_current_dir("/"))) };
     let child = command.spawn().map_err(|error| io::Error::other(format!("{}: {error}", task.workload)))?;
-    let done = Arc::new(AtomicU64::new(0));
-    let (counted, line) = (done.clone(), line.clone());
+    let line = line.clone();
     thread::spawn(move || {
-        let end = follow(child, &counted, &line).unwrap_or_else(|error| error.to_string());
+        let end = follow(child, &line).unwrap_or_else(|error| error.to_string());
         let _ = say(&line, &format!("E the workload has ended: {end}"));
     });
-    Ok(done)
+    Ok(())
 }
 
 /// The disk with a tmpfs over it, and what programs expect to find mounted.
@@ -85,14 +81,15 @@ fn fill_cache(directory: &str) -> io::Result<()> {
 }
 
 /// Reads what the program says until it ends; returns how it ended.
-fn follow(mut child: Child, done: &AtomicU64, line: &Line) -> io::Result<String> {
+fn follow(mut child: Child, line: &Line) -> io::Result<String> {
     // Read by another thread, so that the program never waits for us to take its complaints.
     let errors = child.stderr.take().map(|stderr| thread::spawn(move || last_line(stderr)));
+    let mut done = 0;
     if let Some(stdout) = child.stdout.take() {
         for text in BufReader::new(stdout).lines() {
             match text?.as_str() {
-                "done" => drop(done.fetch_add(1, Ordering::Relaxed)),
-                "warm" => say(line, &format!("W done={}", done.load(Ordering::Relaxed)))?,
+                "done" => done += 1,
+                "warm" => say(line, &format!("P done={done}"))?,
                 _ => {}
             }
         }

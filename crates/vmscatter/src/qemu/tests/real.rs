@@ -36,15 +36,15 @@ impl Drop for Process {
     }
 }
 
-struct Guest {
+pub(super) struct Guest {
     process: Process,
-    qmp: Qmp,
-    events: mpsc::Receiver<QmpEvent>,
-    directory: TempDir,
+    pub(super) qmp: Qmp,
+    pub(super) events: mpsc::Receiver<QmpEvent>,
+    pub(super) directory: TempDir,
 }
 
 impl Guest {
-    async fn start(options: &[&str]) -> Guest {
+    pub(super) async fn start(options: &[&str]) -> Guest {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("qmp");
         let program = std::env::var("VMSCATTER_TEST_QEMU").unwrap_or("qemu-system-x86_64".into());
