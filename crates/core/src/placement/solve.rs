@@ -86,7 +86,8 @@ pub fn solve(
             (search::solve(&model, &starts, effort, stop), Method::LocalSearch)
         }
     };
-    let placement: Vec<TargetId> = search::lessen_egress(&model, placed).into_iter().map(TargetId).collect();
+    let placement: Vec<TargetId> =
+        search::lessen_egress(&model, placed, stop).into_iter().map(TargetId).collect();
     let cost = cost(problem.groups, problem.tree, &placement);
     Ok(Solution {
         cost,
