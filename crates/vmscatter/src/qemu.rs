@@ -4,7 +4,8 @@
 //! - [`monitor`]: the commands that a migration needs, typed, and what this QEMU can do ([`monitor::Features`])
 //! - [`ramblock`]: which RAM blocks the guest has and where QEMU mapped them
 //! - [`process`]: which process that QEMU is, and its mappings
-//! - [`memory`]: reading the guest's memory from outside
+//! - [`refusal`]: what keeps a guest from being moved
+//! - [`memory`]: reading the guest's memory from outside; `view`: looking at it in place
 
 pub mod capabilities;
 pub mod memory;
@@ -12,8 +13,10 @@ pub mod monitor;
 pub mod process;
 pub mod qmp;
 pub mod ramblock;
+pub mod refusal;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use memory::{GuestMemory, MemoryError};
 pub use monitor::Features;

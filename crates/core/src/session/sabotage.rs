@@ -15,6 +15,22 @@ pub enum Rule {
     ReleaseBeforeDigests,
     /// The source commits as soon as SHUT(0) is released, without waiting for `completed` (rule 4).
     CommitBeforeCompleted,
+    /// The release is acted on before it is on disk (rule 4).
+    ReleaseUnsynced,
+    /// The vote is given before it is on disk (rule 4).
+    VoteUnsynced,
+    /// The target gives `cont` before the decision is on its disk (rule 4).
+    CommitUnsynced,
+    /// Recovery takes a guest back after the release without the target's abort (rule 4).
+    TakeBackUnasked,
+    /// Recovery lets a guest run at the target that was only voted for (rule 4).
+    RunUndecided,
+    /// A target forgets that it has given a guest up before the source knows of it (rule 4).
+    ForgetAbort,
+    /// A source QEMU that has ended counts as completed though it had let the guest go on (rule 4).
+    CommitResumed,
+    /// Recovery knows nothing of what the operator has forced (rule 4).
+    IgnoreForced,
 }
 
 #[cfg(feature = "sabotage")]

@@ -3,8 +3,8 @@
 use super::monitor::Features;
 use super::qmp::{Qmp, QmpError};
 
-/// Capabilities that change the stream's form or who may stop the guest: they must be off.
-const MUST_BE_OFF: [&str; 12] = [
+/// Capabilities that change the stream's form, who may stop the guest, or what the source has left of it: they must be off.
+pub(super) const MUST_BE_OFF: [&str; 15] = [
     "multifd",
     "xbzrle",
     "compress",
@@ -17,39 +17,13 @@ const MUST_BE_OFF: [&str; 12] = [
     "background-snapshot",
     "pause-before-switchover",
     "rdma-pin-all",
+    // Copies disks, too.
+    "block",
+    // Frees pages that were sent.
+    "release-ram",
+    // Multifd alone has it.
+    "zero-copy-send",
 ];
-
-/// Why a QEMU can't be migrated by vmscatter.
-#[derive(Debug, thiserror::Error)]
-pub enum CapabilityError {
-    /// The monitor failed.
-    #[error(transparent)]
-    Monitor(#[from] QmpError),
-    /// It lacks what every migration needs.
-    #[error("this QEMU has no migration capability '{0}' (7.2 or newer is needed)")]
-    Missing(&'static str),
-    /// Somebody switched on what can't be carried.
-    #[error("migration capability '{0}' is on; switch it off first (migrate-set-capabilities)")]
-    On(String),
-}
-
-/// Checks a source QEMU; nothing is changed.
-///
-/// # Errors
-/// Names the capability that is missing, or on.
-pub async fn check(qmp: &Qmp, features: &Features) -> Result<(), CapabilityError> {
-    if !features.return_path {
-        return Err(CapabilityError::Missing("return-path"));
-    }
-    if !features.events {
-        return Err(CapabilityError::Missing("events"));
-    }
-    let on = |(name, state): &(String, bool)| *state && MUST_BE_OFF.contains(&name.as_str());
-    match qmp.capabilities().await?.into_iter().find(on) {
-        Some((name, _)) => Err(CapabilityError::On(name)),
-        None => Ok(()),
-    }
-}
 
 /// What is switched on at both ends: the gate (`return-path`), events, and, at the target, disks only once the guest runs.
 ///

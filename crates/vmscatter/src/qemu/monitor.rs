@@ -83,6 +83,8 @@ pub struct MigrationInfo {
     pub ram: Option<RamStats>,
     /// Why it failed.
     pub error_desc: Option<String>,
+    /// Why a migration would be refused (6.0 on).
+    pub blocked_reasons: Vec<String>,
     /// Milliseconds that the guest was stopped, as the source knows it.
     pub downtime: Option<u64>,
     /// Milliseconds so far, or in all.

@@ -4,4 +4,5 @@
 
 mod client;
 mod real;
+mod refusal;
 mod text;

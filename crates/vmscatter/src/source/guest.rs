@@ -19,6 +19,7 @@ use crate::qemu::memory::GuestMemory;
 use crate::qemu::monitor::Features;
 use crate::qemu::qmp::{Qmp, QmpError, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
+use crate::qemu::refusal::{Refusal, refusals};
 use crate::random::random_uuid;
 
 /// `max-bandwidth` that holds a stream: some 41 KB/s flow, and the monitor still answers.
@@ -40,6 +41,8 @@ pub(super) struct SourceGuest {
     pub(super) machine: String,
     pub(super) blocks: Vec<BlockSpec>,
     pub(super) paused: bool,
+    /// What keeps it from being moved; its memory can be read all the same.
+    refusals: Vec<Refusal>,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) monitor: Monitor,
     /// STOP, RESUME, MIGRATION and the like; taken by the session's loop.
@@ -73,15 +76,8 @@ impl SourceGuest {
         let fault = |e: QmpError| format!("{origin}: {e}");
         let (qmp, events) = Qmp::connect(&path, MONITOR_DEADLINE).await.map_err(fault)?;
         let features = qmp.features().await.map_err(fault)?;
-        capabilities::check(&qmp, &features).await.map_err(|e| format!("{origin}: {e}"))?;
-        let paused = match qmp.query_status().await.map_err(fault)?.status.as_str() {
-            "running" => false,
-            "paused" | "prelaunch" => true,
-            other => return Err(format!("{origin}: the guest can't be moved while its state is '{other}'")),
-        };
-        if qmp.query_migrate().await.map_err(fault)?.status.is_under_way() {
-            return Err(format!("{origin}: the guest is being migrated already"));
-        }
+        let refusals = refusals(&qmp, &features).await.map_err(fault)?;
+        let paused = !qmp.query_status().await.map_err(fault)?.running;
         let uuid = match file.uuid {
             Some(uuid) => uuid,
             None => parse_uuid(&qmp.query_uuid().await.map_err(fault)?)
@@ -93,7 +89,7 @@ impl SourceGuest {
         let memory = GuestMemory::locate(&qmp).await.map_err(|e| format!("{origin}: {e}"))?;
         let blocks: Vec<_> =
             blocks.iter().map(|b| BlockSpec { name: b.name.clone(), bytes: b.bytes }).collect();
-        check_blocks(&blocks).map_err(|e| format!("{origin}: {e}"))?;
+        check_blocks(&blocks).map_err(|e| format!("{origin}: {}", Refusal::from(e)))?;
         let before = Arc::new(qmp.parameters().await.map_err(fault)?);
         let states = Arc::new(qmp.capabilities().await.map_err(fault)?);
         Ok(SourceGuest {
@@ -103,11 +99,18 @@ impl SourceGuest {
             machine,
             blocks,
             paused,
+            refusals,
             memory: Arc::new(memory),
             monitor: Monitor { qmp, features, before, capabilities: states, put_back: Arc::default() },
             events: Some(events),
             socket: ctx.config.run_dir.join(format!("out-{}.mig", format_uuid(&uuid))),
         })
+    }
+
+    /// Why it can't be moved, on one line.
+    pub(super) fn refused(&self) -> Option<String> {
+        let reasons: Vec<String> = self.refusals.iter().map(Refusal::to_string).collect();
+        (!reasons.is_empty()).then(|| format!("can't be moved: {}", reasons.join("; ")))
     }
 
     /// What a target is told of it; `vm` is its number in the session.

@@ -15,22 +15,22 @@ const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2,
 const LIMIT: Duration = Duration::from_millis(500);
 
 /// The monitor's side of a connection.
-struct Monitor(BufReader<UnixStream>);
+pub(super) struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
-    async fn say(&mut self, line: &str) {
+    pub(super) async fn say(&mut self, line: &str) {
         self.0.write_all(line.as_bytes()).await.expect("write");
         self.0.write_all(b"\r\n").await.expect("write");
     }
 
-    async fn hear(&mut self) -> Value {
+    pub(super) async fn hear(&mut self) -> Value {
         let mut line = String::new();
         self.0.read_line(&mut line).await.expect("read");
         serde_json::from_str(&line).expect("JSON")
     }
 }
 
-async fn connected() -> (Qmp, mpsc::Receiver<QmpEvent>, Monitor) {
+pub(super) async fn connected() -> (Qmp, mpsc::Receiver<QmpEvent>, Monitor) {
     let (ours, theirs) = UnixStream::pair().expect("socket pair");
     let mut monitor = Monitor(BufReader::new(theirs));
     let greet = async {
