@@ -23,7 +23,7 @@ pub(in crate::placement) fn lessen_egress(
         egress_contents(groups, &placement, model.problem.group_addresses)
     };
     let mut least = egress(&placed);
-    if least == groups.contents() || !model.sample.is_whole() {
+    if least == groups.contents() || !model.sample.is_whole() || stop() {
         return placed;
     }
     let members: usize = groups.shared.iter().map(|group| group.vms.len()).sum();

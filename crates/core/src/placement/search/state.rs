@@ -44,9 +44,9 @@ impl<'m> State<'m> {
             let price: u64 = path.iter().map(|link| links.cost[*link as usize]).sum();
             state.extra.extend(sample.alone.iter().map(|contents| price * contents));
         }
-        for vm in 0..placed.len() {
-            state.occupy(vm, placed[vm]);
-            state.cost += state.extra_cost(vm, placed[vm]);
+        for (vm, target) in placed.iter().enumerate() {
+            state.occupy(vm, *target);
+            state.cost += state.extra_cost(vm, *target);
         }
         for group in 0..sample.groups() {
             state.count(group);
