@@ -10,6 +10,7 @@ pub mod saved;
 
 use std::time::{Duration, Instant};
 
+use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
     Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
@@ -23,7 +24,7 @@ use crate::report::plan::{
     Prediction, RateOrigin, TopologyReport,
 };
 use network::Network;
-use place::{Candidates, GROUPS_MAX, Target, choose};
+use place::{Candidates, Target, choose};
 
 /// What the link is taken to carry until it has been measured: 1 Gbit/s.
 pub const LINK_BYTES_PER_S: f64 = 125e6;
@@ -160,7 +161,8 @@ impl Cost {
             received: vec![0; targets],
             target_sets: 0,
         };
-        let wire = Wire { mtu: input.mtu, multicast_sets_max: GROUPS_MAX, compressed: input.compressed };
+        let wire =
+            Wire { mtu: input.mtu, multicast_sets_max: SCHEDULE_SETS_MAX, compressed: input.compressed };
         for (number, source) in input.sources.iter().enumerate() {
             let own = solution.placement.iter().zip(&input.source_of);
             let own: Vec<_> = own.map(|(target, of)| (*of == number).then_some(*target)).collect();
