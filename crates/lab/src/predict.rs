@@ -83,29 +83,18 @@ pub fn run(options: &PredictOptions) -> Result<bool> {
     let progress = Progress::default();
     let assets = Assets::prepare()?;
     let (mut comparisons, mut texts, mut good) = (Vec::new(), Vec::new(), true);
-    let mut speeds: Option<String> = None;
+    let mut speeds = None;
     for &mode in &options.modes {
-        if !options.first {
-            let session = Session::boot(&options.settings, &assets, &progress)?;
-            let agents = Agents::start(&session.lab, &options.settings)?;
-            write_speeds(&session.lab.source, speeds.as_deref())?;
-            let run = session.run_with(Some(&agents), mode, &options.settings, &progress)?;
-            good &= is_good(&run);
-            speeds = Some(read_speeds(&session.lab.source)?);
+        if options.first {
+            speeds = None;
+        } else {
+            let (moved, _) = plan_and_move(options, &assets, &progress, mode, &mut speeds)?;
+            good &= is_good(&moved.run);
         }
-        let mut session = Session::boot(&options.settings, &assets, &progress)?;
-        let mut agents = Agents::start(&session.lab, &options.settings)?;
-        write_speeds(&session.lab.source, speeds.as_deref())?;
-        agents.unpinned = true;
-        agents.options =
-            options.bandwidth.iter().flat_map(|rate| ["--bandwidth".to_owned(), rate.clone()]).collect();
-        progress.step(&format!("{}: planning", mode.name()));
-        let (plan, text) = plan(&agents, &session, mode, &options.settings)?;
+        let (moved, text) = plan_and_move(options, &assets, &progress, mode, &mut speeds)?;
+        good &= is_good(&moved.run);
         texts.push(format!("{}\n{text}", mode.name()));
-        session.placement = Some(plan.placement(&session)?);
-        let run = session.run_with(Some(&agents), mode, &options.settings, &progress)?;
-        good &= is_good(&run);
-        comparisons.extend(compare(mode, &plan.predicted, &run));
+        comparisons.extend(compare(mode, &moved.predicted, &moved.run));
     }
     progress.finish();
     if let Some(path) = &options.json {
@@ -115,6 +104,35 @@ pub fn run(options: &PredictOptions) -> Result<bool> {
     texts.iter().for_each(|text| println!("{text}"));
     println!("{}", table(options, &comparisons));
     Ok(good && comparisons.iter().all(|comparison| comparison.error_percent.abs() <= ERROR_MAX))
+}
+
+/// What was said and what was measured.
+struct Moved {
+    predicted: Prediction,
+    run: Run,
+}
+
+/// One lab: guests are booted, planned and moved. `speeds` is what agents have measured before, and then what this one has.
+fn plan_and_move(
+    options: &PredictOptions,
+    assets: &Assets,
+    progress: &Progress,
+    mode: Mode,
+    speeds: &mut Option<String>,
+) -> Result<(Moved, String)> {
+    let settings = &options.settings;
+    let mut session = Session::boot(settings, assets, progress)?;
+    let mut agents = Agents::start(&session.lab, settings)?;
+    write_speeds(&session.lab.source, speeds.as_deref())?;
+    agents.unpinned = true;
+    agents.options =
+        options.bandwidth.iter().flat_map(|rate| ["--bandwidth".to_owned(), rate.clone()]).collect();
+    progress.step(&format!("{}: planning", mode.name()));
+    let (plan, text) = plan(&agents, &session, mode, settings)?;
+    session.placement = Some(plan.placement(&session)?);
+    let run = session.run_with(Some(&agents), mode, settings, progress)?;
+    *speeds = Some(read_speeds(&session.lab.source)?);
+    Ok((Moved { predicted: plan.predicted, run }, text))
 }
 
 fn read_speeds(source: &Host) -> Result<String> {

@@ -27,10 +27,9 @@ pub struct Measured {
     pub link_bytes_per_s: f64,
     /// An operator's limit kept it to that.
     pub link_was_given: bool,
-    /// VMs of the target that had most.
-    pub vms_a_target: u64,
-    /// From the order to start incoming QEMUs until all waited, in seconds; zero where that went on beside collecting.
-    pub prepare_s: f64,
+    /// From the order to start incoming QEMUs until all waited, in seconds for each VM of the target that had most; zero
+    /// where nobody had to wait for it, as memory was collected meanwhile.
+    pub prepare_a_vm_s: f64,
     /// Until the source QEMUs were held and probes answered, in seconds.
     pub open_s: f64,
     /// Shared contents.
@@ -108,7 +107,7 @@ impl Pace {
             measured => measured,
         };
         let vms_a_target = vms_a_target(volume);
-        let prepare_a_vm = or(measured.prepare_s / measured.vms_a_target.max(1) as f64, PREPARE_A_VM);
+        let prepare_a_vm = or(measured.prepare_a_vm_s, PREPARE_A_VM);
         PhaseTimes {
             prepare_s: prepare_a_vm * vms_a_target as f64,
             open_s: or(measured.open_s, OPEN),

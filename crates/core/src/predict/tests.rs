@@ -189,8 +189,7 @@ fn time_is_the_links_until_hosts_were_seen_to_be_slower() {
     // 10,000 pages a second used a tenth of the link: the hosts'. The streams used all of it.
     let measured = Measured {
         link_bytes_per_s: 100.0,
-        vms_a_target: 1,
-        prepare_s: 0.25,
+        prepare_a_vm_s: 0.25,
         open_s: 0.5,
         scatter: PhaseMeasured { bytes: 10, pages: 10_000, seconds: 1.0 },
         streams: PhaseMeasured { bytes: 100, pages: 10, seconds: 1.0 },

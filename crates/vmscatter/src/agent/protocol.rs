@@ -491,6 +491,18 @@ mod tests {
             (|r| r.rules.apart[0].push("vm1".into()), "--apart vm1,vm2,vm1: 'vm1' is named twice"),
             (|r| drop(r.rules.apart[0].pop()), "--apart vm1: names fewer than two guests"),
             (|r| r.rules.vms_max = Some(0), "--vms-max: "),
+            (
+                |r| {
+                    r.rules.pins.push(Pin { guest: "vm2".into(), target: "t2".into() });
+                    r.rules.apart.clear();
+                    r.rules.vms_max = Some(1);
+                },
+                "--vms-max: is 1, but 2 guests are pinned to 't2'",
+            ),
+            (
+                |r| r.rules.pins.push(Pin { guest: "vm2".into(), target: "t2".into() }),
+                "--apart vm1,vm2: 'vm1' and 'vm2' are both pinned to 't2'",
+            ),
             (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
             (|r| r.parallel = Some(0), "--parallel: "),
             (|r| r.groups = Some(0), "--groups: "),

@@ -128,4 +128,14 @@ mod tests {
         speeds.keep(false, &Measured { link_bytes_per_s: 5.0, ..Measured::default() });
         assert_eq!(link(), Some(5.0));
     }
+
+    #[test]
+    fn what_a_migration_did_not_measure_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let speeds = Speeds::in_dir(dir.path());
+        speeds.keep(false, &Measured { prepare_a_vm_s: 0.5, ..Measured::default() });
+        speeds.keep(true, &Measured { open_s: 2.0, ..Measured::default() });
+        let last = speeds.known(true).unwrap().last.measured;
+        assert_eq!((last.prepare_a_vm_s, last.open_s), (0.5, 2.0));
+    }
 }

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
-    Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
+    Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, SetVolume, Volume, Wire, off_the_shelf_bytes,
 };
-use vmscatter_core::schedule::Classes;
+use vmscatter_core::schedule::{Classes, SetLoad, order_sets};
 
+use crate::agent::protocol::GROUPS_DEFAULT;
 use crate::agent::speeds;
 use crate::report::outcome::PlacementOutcome;
 use crate::report::plan::{
@@ -122,6 +123,7 @@ pub fn make(input: &Input) -> Result<Plan, PlacementError> {
         one_more: one_more(input, time),
         topology: topology(input, &solution),
         target_sets: cost.target_sets,
+        joins_and_leaves: cost.joins_and_leaves,
         sampled: input.sampled,
         sources: cost.sources,
         predicted: cost.predicted,
@@ -149,6 +151,7 @@ struct Cost {
     off_the_shelf: Prediction,
     received: Vec<u64>,
     target_sets: u64,
+    joins_and_leaves: u64,
 }
 
 impl Cost {
@@ -160,6 +163,7 @@ impl Cost {
             off_the_shelf: Prediction::default(),
             received: vec![0; targets],
             target_sets: 0,
+            joins_and_leaves: 0,
         };
         let wire =
             Wire { mtu: input.mtu, multicast_sets_max: SCHEDULE_SETS_MAX, compressed: input.compressed };
@@ -171,7 +175,13 @@ impl Cost {
             for (all, own) in cost.received.iter_mut().zip(&bytes.received) {
                 *all += own;
             }
-            cost.target_sets += volume.multicast().count() as u64;
+            let load = |set: &SetVolume| SetLoad {
+                set: set.targets,
+                bytes: set.contents * vmscatter_core::page::PAGE_SIZE as u64,
+            };
+            let sets: Vec<SetLoad> = volume.multicast().map(load).collect();
+            cost.target_sets += sets.len() as u64;
+            cost.joins_and_leaves += order_sets(&sets, GROUPS_DEFAULT).joins_and_leaves(&sets);
             let times = PhaseTimes { place_s: place_time.as_secs_f64(), ..source.times };
             let predicted = prediction(&bytes, input.speed.pace.complete(times, &volume, &bytes));
             let off_the_shelf = off_the_shelf(input, times, &volume, targets);

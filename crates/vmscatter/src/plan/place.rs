@@ -94,3 +94,69 @@ pub fn choose(
     let even = capacity(Some(even_vms_max(&problem)?));
     solve(&Problem { targets: &even, ..problem }, effort, &mut stop)
 }
+
+#[cfg(test)]
+mod tests {
+    use vmscatter_core::placement::HolderGroup;
+
+    use super::*;
+    use crate::agent::protocol::Pin;
+
+    const GIB: u64 = 1 << 30;
+
+    fn candidates(guests: usize, free: &[u64], rules: PlacementRules) -> Candidates {
+        let guest = |at| Guest { name: format!("vm{}", at + 1), memory_bytes: GIB };
+        let target = |(at, free): (usize, &u64)| Target { name: format!("t{}", at + 1), free_bytes: *free };
+        let targets = free.iter().enumerate().map(target).collect();
+        Candidates { guests: (0..guests).map(guest).collect(), targets, rules }
+    }
+
+    /// The first and the third share much, and so do the second and the fourth.
+    fn groups() -> HolderGroups {
+        let shared = |vms: [u16; 2]| HolderGroup { vms: vms.to_vec(), contents: 1000 };
+        HolderGroups { alone: vec![10; 4], shared: vec![shared([0, 2]), shared([1, 3])] }
+    }
+
+    fn chosen(candidates: &Candidates) -> Result<Vec<u8>, String> {
+        let tree = DeliveryTree::flat(candidates.targets.len());
+        let solution = choose(candidates, &groups(), &tree).map_err(|error| error.to_string())?;
+        Ok(solution.placement.into_iter().map(|target| target.0).collect())
+    }
+
+    #[test]
+    fn guests_that_share_go_together_and_evenly() {
+        let placed = chosen(&candidates(4, &[9 * GIB; 2], PlacementRules::default())).unwrap();
+        assert_eq!((placed[0], placed[1]), (placed[2], placed[3]));
+        assert_ne!(placed[0], placed[1]);
+    }
+
+    #[test]
+    fn what_the_operator_says_holds() {
+        let pin = |guest: &str, target: &str| Pin { guest: guest.into(), target: target.into() };
+        // A pin may be for a guest of another wave.
+        let rules =
+            PlacementRules { pins: vec![pin("vm1", "t2"), pin("vm9", "t1")], ..PlacementRules::default() };
+        assert_eq!(chosen(&candidates(4, &[9 * GIB; 2], rules)).unwrap(), [1, 0, 1, 0]);
+        let apart = vec![vec!["vm1".into(), "vm3".into()]];
+        let placed =
+            chosen(&candidates(4, &[9 * GIB; 2], PlacementRules { apart, ..PlacementRules::default() }));
+        let placed = placed.unwrap();
+        assert_ne!(placed[0], placed[2]);
+        let few = PlacementRules { few_targets: true, ..PlacementRules::default() };
+        assert_eq!(chosen(&candidates(4, &[3 * GIB, 9 * GIB], few.clone())).unwrap(), [1; 4]);
+        let both = PlacementRules { vms_max: Some(2), ..few };
+        let placed = chosen(&candidates(4, &[9 * GIB; 3], both)).unwrap();
+        assert_eq!(placed.iter().collect::<std::collections::BTreeSet<_>>().len(), 2, "{placed:?}");
+    }
+
+    #[test]
+    fn memory_raises_the_even_limit_and_refusals_name_guest_and_target() {
+        assert_eq!(chosen(&candidates(4, &[GIB, 9 * GIB], PlacementRules::default())).unwrap().len(), 4);
+        let pins = vec![Pin { guest: "vm1".into(), target: "t1".into() }];
+        let rules = PlacementRules { pins, ..PlacementRules::default() };
+        let refused = chosen(&candidates(4, &[GIB / 2, 9 * GIB], rules)).unwrap_err();
+        assert!(refused.contains("vm1") && refused.contains("t1"), "{refused}");
+        let refused = chosen(&candidates(4, &[GIB / 2; 2], PlacementRules::default())).unwrap_err();
+        assert!(refused.contains("vm1") && refused.contains("t1"), "{refused}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What `vmscatter plan` says: where guests would go, and what moving them would cost.
 
+#[cfg(test)]
+mod tests;
 mod text;
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,8 @@ pub struct Plan {
     pub topology: Option<TopologyReport>,
     /// Target sets of several members.
     pub target_sets: u64,
+    /// How often members of these sets join and leave multicast groups.
+    pub joins_and_leaves: u64,
     /// The figures are estimates from a sample of the contents.
     pub sampled: bool,
 }

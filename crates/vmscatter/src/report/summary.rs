@@ -66,6 +66,14 @@ fn totals(outcome: &MigrateOutcome) -> String {
         scatter.sets,
         DecimalBytes(sum(|g| g.unicast_bytes).saturating_add(scatter.unicast_bytes)),
     ));
+    if let Some(placement) = &outcome.placement {
+        text.push_str(&format!(
+            "placement {}: {} contents over all targets or links, at most {:.1} % above the best\n",
+            placement.method,
+            placement.cost,
+            placement.gap_percent()
+        ));
+    }
     let downtimes: Vec<f64> = outcome.guests.iter().filter_map(|g| g.downtime_ms).collect();
     if !downtimes.is_empty() {
         let min = downtimes.iter().copied().fold(f64::INFINITY, f64::min);

@@ -1,4 +1,4 @@
-//! `migrate`: a session from the request to the report, phase by phase.
+//! A session of `migrate` from the request to the report, phase by phase.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,104 +26,27 @@ use super::stream::Stream;
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver};
-use crate::agent::guest_file::{GuestFile, format_uuid};
+use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, GROUPS_DEFAULT, GuestText, MigrateRequest, Pin, PlacementRules};
+use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest};
 use crate::net::data::RateLimit;
 use crate::plan::LINK_BYTES_PER_S;
 use crate::random::{random, random_uuid};
 use crate::report::event::Phase;
-use crate::report::outcome::{
-    GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, PlacementOutcome, ScatterOutcome,
-};
+use crate::report::outcome::{MigrateOutcome, PageClasses, PlacementOutcome, ScatterOutcome};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
 /// A target says within this time that its own key is in use.
 const GRANT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Moves the request's guests: all at once, or, with `parallel`, in waves of so many, each a session of its own.
-///
-/// Targets are chosen once, over all guests of all waves: who shares with whom does not end at a wave. For that all memory is
-/// read before the first wave; each wave reads its own again, as it may begin hours later. Contents that stand in guests of
-/// several waves are sent once in each.
-pub async fn run_migrate(
-    ctx: Arc<AgentContext>,
-    request: MigrateRequest,
-    sink: EventSink,
-    cancel: CancelToken,
-) -> MigrateOutcome {
-    let start = Instant::now();
-    let wave_len = request.parallel.unwrap_or(request.guests.len()).max(1);
-    let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
-    let mut run = Run { ctx, request, sink, cancel, start };
-    let mut placement = None;
-    if wave_len < run.request.guests.len() && !run.all_pinned() {
-        match run.place_all().await {
-            Ok((pins, outcome)) => {
-                run.request.rules = PlacementRules { pins, ..PlacementRules::default() };
-                placement = Some(outcome);
-            }
-            Err(stop) => return stop.into_outcome(),
-        }
-    }
-    let all = std::mem::take(&mut run.request.guests);
-    for wave in all.chunks(wave_len) {
-        run.request.guests = wave.to_vec();
-        let outcome = match run.run().await {
-            Ok(outcome) => outcome,
-            // Before anything was moved the whole job ends so; afterwards only the guests of this wave have stayed.
-            Err(stop) if guests.is_empty() => return stop.into_outcome(),
-            Err(stop) => {
-                guests.extend(wave.iter().map(|guest| stop.stayed(guest)));
-                continue;
-            }
-        };
-        session = outcome.session;
-        guests.extend(outcome.guests);
-        scatter.add(&outcome.scatter);
-        placement = placement.or(outcome.placement);
-    }
-    let outcome = MigrateOutcome::of_guests(session, start.elapsed().as_secs_f64(), guests, scatter);
-    MigrateOutcome { placement, ..outcome }
-}
-
-impl Stop {
-    fn into_outcome(self) -> MigrateOutcome {
-        match self {
-            Stop::BadInput(error) => MigrateOutcome::bad_input(error),
-            Stop::Failed(error) => MigrateOutcome::failed(error),
-            Stop::Cancelled => MigrateOutcome::cancelled(),
-        }
-    }
-
-    /// What is said of a guest that never became part of a session.
-    fn stayed(&self, guest: &GuestText) -> GuestOutcome {
-        let file = GuestFile::parse(&guest.text, &guest.origin);
-        let (status, reason) = match self {
-            Stop::BadInput(error) | Stop::Failed(error) => (GuestStatus::Failed, error.clone()),
-            Stop::Cancelled => (GuestStatus::Cancelled, "cancelled".to_owned()),
-        };
-        GuestOutcome {
-            name: file.map_or_else(|_| guest.origin.clone(), |file| file.name.clone()),
-            uuid: String::new(),
-            target: None,
-            status,
-            verified: false,
-            downtime_ms: None,
-            reason: Some(reason),
-            pages: PageCounts::default(),
-            unicast_bytes: 0,
-        }
-    }
-}
-
-struct Run {
-    ctx: Arc<AgentContext>,
-    request: MigrateRequest,
-    sink: EventSink,
-    cancel: CancelToken,
-    start: Instant,
+/// A session that is to be.
+pub(super) struct Run {
+    pub(super) ctx: Arc<AgentContext>,
+    pub(super) request: MigrateRequest,
+    pub(super) sink: EventSink,
+    pub(super) cancel: CancelToken,
+    pub(super) start: Instant,
 }
 
 /// All that is known once the phases before the session are over.
@@ -155,7 +78,7 @@ struct RawKeys {
 }
 
 impl Run {
-    fn setting(&self) -> Setting<'_> {
+    pub(super) fn setting(&self) -> Setting<'_> {
         Setting {
             ctx: &self.ctx,
             sink: &self.sink,
@@ -164,36 +87,8 @@ impl Run {
         }
     }
 
-    fn all_pinned(&self) -> bool {
-        let pins = &self.request.rules.pins;
-        let pinned = |text: &GuestText| {
-            // The file was parsed when the request was checked.
-            let name = GuestFile::parse(&text.text, &text.origin).map(|file| file.name);
-            name.is_ok_and(|name| pins.iter().any(|pin| pin.guest == name))
-        };
-        self.request.guests.iter().all(pinned)
-    }
-
-    /// Chooses targets for the guests of all waves.
-    async fn place_all(&self) -> Result<(Vec<Pin>, PlacementOutcome), Stop> {
-        let setting = self.setting();
-        setting.phase(Phase::Connect);
-        let guests = setting.open_guests(&self.request.guests).await?;
-        let resources = setting.ask(&self.request.targets, random_uuid()).await?;
-        setting.phase(Phase::Collect);
-        let collected = setting.collect(&guests, MacKey::new(&random())).await?.collected;
-        setting.phase(Phase::Place);
-        let chosen = self.choose(&guests, &resources, &collected).await?;
-        let pin = |(guest, target): (&SourceGuest, &TargetId)| Pin {
-            guest: guest.name.clone(),
-            target: self.request.targets[usize::from(target.0)].name.clone(),
-        };
-        let pins = guests.iter().zip(&chosen.solution.placement).map(pin).collect();
-        Ok((pins, PlacementOutcome::of(&chosen.solution, chosen.time)))
-    }
-
     /// By what the guests hold in common.
-    async fn choose(
+    pub(super) async fn choose(
         &self,
         guests: &[SourceGuest],
         resources: &[Resources],
@@ -215,7 +110,11 @@ impl Run {
         self.setting().choose(candidates(guests, targets, resources, rules), network, groups).await
     }
 
-    async fn run(&self) -> Result<MigrateOutcome, Stop> {
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// Why it ended before its guests had been dealt with.
+    pub(super) async fn run(&self) -> Result<MigrateOutcome, Stop> {
         let setting = self.setting();
         let keys = RawKeys { session: random_uuid(), mac: random(), digest: random() };
         setting.phase(Phase::Connect);

@@ -86,13 +86,13 @@ impl Actor {
             bytes if bytes < BYTES_MIN || phase.seconds <= 0.0 => 0.0,
             bytes => bytes as f64 / phase.seconds,
         };
-        let mut vms_a_target = vec![0; self.links.len()];
+        let mut vms_a_target = vec![0u32; self.links.len()];
         self.vms.iter().for_each(|vm| vms_a_target[usize::from(vm.target)] += 1);
+        let most = vms_a_target.into_iter().max().unwrap_or(0).max(1);
         Some(Measured {
             link_bytes_per_s: bandwidth.map_or(rate(&scatter).max(rate(&streams)), |bytes| bytes as f64),
             link_was_given: bandwidth.is_some(),
-            vms_a_target: vms_a_target.into_iter().max().unwrap_or(0),
-            prepare_s: seconds(marks.preparing, marks.opening).unwrap_or(0.0),
+            prepare_a_vm_s: seconds(marks.preparing, marks.opening).unwrap_or(0.0) / f64::from(most),
             open_s: seconds(marks.opening, marks.scattering)?,
             scatter,
             streams,

@@ -7,8 +7,8 @@
 //! stream threads ─ frames ─► encoders ─► links ────────────┘──┘
 //! ```
 //!
-//! - [`migrate`](run_migrate): a session; `prepare`: the phases before it; `actor`: its loop once QEMUs migrate;
-//!   `milestones`: what it measures for later predictions
+//! - [`waves`](run_migrate): a migration, at once or in waves; `migrate`: each one's session; `prepare`: the phases before
+//!   it; `actor`: its loop once QEMUs migrate; `milestones`: what it measures for later predictions
 //! - [`plan`](run_plan): the same phases, and what would follow; `sample`: how well guests' pages compress
 //! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once, [`effort`]: with how much
 //!   of the processors; `scan`: and what is identical is shown
@@ -30,7 +30,8 @@ mod sample;
 mod scan;
 mod scatter;
 mod stream;
+mod waves;
 
-pub use migrate::run_migrate;
 pub use plan::run_plan;
 pub use scan::run_scan;
+pub use waves::run_migrate;

@@ -77,6 +77,7 @@ async fn plan(setting: &Setting<'_>, request: &PlanRequest) -> Result<PlanOutcom
         compression,
     };
     let outcome = tokio::task::spawn_blocking(move || memory.plan(input)).await;
+    setting.check_cancelled()?;
     outcome.map_err(|error| Stop::Failed(format!("plan: {error}")))
 }
 

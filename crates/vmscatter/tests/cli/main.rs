@@ -4,4 +4,5 @@ mod agents;
 mod harness;
 mod input;
 mod jobs;
+mod plan;
 mod scan;

@@ -19,13 +19,13 @@ use crate::harness::{Agent, DEADLINE, Lab, failing, vmscatter, wait_until};
 const MEMORY_BYTES: u64 = 16 << 20;
 
 /// A guest whose firmware has run for a moment, stopped.
-struct Guest {
+pub(crate) struct Guest {
     qemu: Child,
-    file: String,
+    pub(crate) file: String,
 }
 
 impl Guest {
-    fn start(lab: &Lab, name: &str, options: &[&str]) -> Guest {
+    pub(crate) fn start(lab: &Lab, name: &str, options: &[&str]) -> Guest {
         let (qmp, run) = (lab.path(&format!("{name}.qmp")), lab.path(&format!("{name}.run.qmp")));
         let program = std::env::var("VMSCATTER_TEST_QEMU").unwrap_or("qemu-system-x86_64".into());
         let mut words = program.split_whitespace();

@@ -40,7 +40,7 @@ impl PlacementRules {
         is_guest: impl Fn(&str) -> Result<(), String>,
         is_target: impl Fn(&str) -> Result<(), String>,
     ) -> Result<(), BadInput> {
-        let mut pinned = BTreeMap::new();
+        let mut pinned: BTreeMap<&String, &String> = BTreeMap::new();
         for pin in &self.pins {
             let bad = |detail: String| BadInput::new(format!("--vm {}={}", pin.guest, pin.target), detail);
             is_guest(&pin.guest).map_err(bad)?;
@@ -60,9 +60,24 @@ impl PlacementRules {
             if group.len() < 2 {
                 return Err(bad("names fewer than two guests".into()));
             }
+            // Waves place their guests one after the other, and would not see it.
+            let mut taken: BTreeMap<&String, &String> = BTreeMap::new();
+            for (guest, target) in group.iter().filter_map(|guest| pinned.get_key_value(guest)) {
+                if let Some(other) = taken.insert(target, guest) {
+                    return Err(bad(format!("'{other}' and '{guest}' are both pinned to '{target}'")));
+                }
+            }
         }
-        if self.vms_max == Some(0) {
+        let Some(vms_max) = self.vms_max else { return Ok(()) };
+        if vms_max == 0 {
             return Err(BadInput::new("--vms-max", "must be 1 or more"));
+        }
+        for target in pinned.values() {
+            let count = pinned.values().filter(|other| other == &target).count();
+            if count > vms_max as usize {
+                let detail = format!("is {vms_max}, but {count} guests are pinned to '{target}'");
+                return Err(BadInput::new("--vms-max", detail));
+            }
         }
         Ok(())
     }

@@ -137,7 +137,10 @@ fn cost(plan: &Plan) -> String {
     if plan.sources.len() > 1 {
         text.push_str("times of several hosts: one after the other\n");
     }
-    text.push_str(&format!("multicast to {} target sets\n\n", plan.target_sets));
+    text.push_str(&format!(
+        "multicast to {} target sets, {} joins and leaves\n\n",
+        plan.target_sets, plan.joins_and_leaves
+    ));
     text
 }
 
