@@ -55,6 +55,8 @@ pub const REORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const CONTENT_READS_MAX: usize = 4;
 /// Target sets in a schedule; guests that conspire could bring about 2^targets of them.
 pub const SCHEDULE_SETS_MAX: usize = 4_096;
+/// Multicast group addresses of a session; a target has a socket and a thread for each that it has joined.
+pub const GROUPS_MAX: usize = 64;
 /// Target sets that are counted to find the largest.
 pub const SCHEDULE_SETS_SEEN_MAX: usize = 65_536;
 /// Capabilities named in the stream's configuration section (QEMU knows some two dozen).

@@ -56,3 +56,21 @@ fn shared_contents_leave_once_for_their_set() {
     let delivered: u64 = at.iter().sum();
     assert!(delivered > tally.datagrams * 2, "{delivered} arrivals of {} datagrams", tally.datagrams);
 }
+
+/// Where nothing goes wrong, targets join and leave as planned, and more addresses than one need no more than that each
+/// set is joined and left; all that is shared arrives, however few addresses there are.
+#[test]
+fn targets_join_and_leave_as_planned() {
+    let mut before = 0;
+    for addresses in [1, 2, 3, 100] {
+        let mut plan = Plan::quiet(4, 6);
+        plan.addresses = addresses;
+        let tally = World::with_plan(plan, Rng::new(11)).run();
+        println!("{addresses} addresses: {tally:?}");
+        assert_eq!(tally.moved, 6);
+        assert_eq!(tally.changes, tally.planned_changes);
+        assert!(tally.changes > before, "an address more costs joins");
+        assert!(tally.withheld > tally.sent / 4, "{tally:?}");
+        before = tally.changes;
+    }
+}

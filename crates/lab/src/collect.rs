@@ -106,7 +106,10 @@ fn boot(options: &CollectOptions, assets: &Assets, lab: &Lab) -> Result<Vec<Gues
     for number in 1..=options.guests {
         let mut file = GuestFile::new(number, assets, &options.guest);
         let append = file.command.iter_mut().find(|argument| argument.contains("console="));
-        append.context("no kernel command line")?.push_str(" load.work=1");
+        // Much to collect, and more than any cache holds to read.
+        let random_mib = options.guest.memory_mib / 2;
+        let words = format!(" load.work=1 load.random_mib={random_mib}");
+        append.context("no kernel command line")?.push_str(&words);
         guests.push(Guest::start(file, &lab.source)?);
     }
     for guest in &mut guests {

@@ -181,7 +181,7 @@ struct CollectArguments {
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     guests: Option<u16>,
     /// RAM of each guest, MiB
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(192..=65536))]
     memory: u32,
     /// Length of each span that is measured
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]

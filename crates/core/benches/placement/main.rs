@@ -19,12 +19,15 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut checks = Checks::default();
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let parts: [(&str, fn(&mut Checks)); 3] =
-        [("small", small::run), ("structured", structured::run), ("fleet", fleet::run)];
-    for (name, run) in parts {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            run(&mut checks);
-        }
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == part);
+    if is_wanted("small") {
+        small::run(&mut checks);
+    }
+    if is_wanted("structured") {
+        structured::run(&mut checks);
+    }
+    if is_wanted("fleet") {
+        fleet::run(&mut checks);
     }
     checks.print()
 }

@@ -24,7 +24,7 @@ pub(crate) fn run(checks: &mut Checks) {
         agree += u64::from(score == best);
         let Some(best) = best else { continue };
         placed += 1;
-        let bound = case.with(|problem| lower_bound(problem)).expect("there is a placement");
+        let bound = case.with(lower_bound).expect("there is a placement");
         sound += u64::from(bound <= best.1);
         searched += u64::from(local.is_ok_and(|solution| case.score(&solution.placement) == best));
     }

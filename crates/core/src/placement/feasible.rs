@@ -10,10 +10,10 @@ use super::solve::Effort;
 /// up, unless memory, pins or anti-affinity demand more. What an operator expects who names several targets and says no more.
 ///
 /// # Errors
-/// As [`solve`](super::solve).
+/// As [`solve`](super::solve()).
 ///
 /// # Panics
-/// As [`solve`](super::solve).
+/// As [`solve`](super::solve()).
 pub fn even_vms_max(problem: &Problem) -> Result<u32, PlacementError> {
     let rules = Rules::new(problem)?;
     check(problem, &rules)?;

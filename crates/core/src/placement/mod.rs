@@ -1,4 +1,9 @@
 //! Which VM goes to which target.
+//!
+//! A [`Problem`] has VMs, targets, constraints, what the VMs hold in common ([`HolderGroups`]) and what it costs to bring a
+//! content to a set of targets ([`DeliveryTree`]). [`solve()`] takes the exact search where that is feasible, else a local search
+//! that starts from VMScatter's [`greedy()`] placement, and says how far from the optimum the result is at most
+//! ([`lower_bound`]). How and how well: `docs/placement.md`.
 
 mod bound;
 mod cost;

@@ -10,8 +10,10 @@ use super::sample::Random;
 const ORDERS_MAX: u64 = 200;
 /// Orders that are tried for each number of targets, where few are wanted.
 const FEW_ORDERS_MAX: u64 = 12;
-/// VMs that are tried in another's place, over all of one packing.
-const EJECTIONS_MAX: u32 = 20_000;
+/// VMs that are tried in another's place, over all orders.
+const EJECTIONS_MAX: u32 = 50_000;
+/// VMs left over for which others are pushed on; beyond, the next order is tried.
+const PUSHED_IN_MAX: usize = 32;
 /// VMs that one VM may push on, each the next.
 const CHAIN_MAX: u32 = 3;
 
@@ -20,7 +22,7 @@ const CHAIN_MAX: u32 = 3;
 pub(super) struct Packing<'a> {
     pub(super) load: Load<'a>,
     pub(super) placed: Vec<Option<u8>>,
-    ejections: u32,
+    ejections_left: u32,
 }
 
 /// How a target is chosen among those that have room.
@@ -56,9 +58,9 @@ pub(super) fn pack_few(rules: &Rules, seed: u64) -> Option<Vec<u8>> {
 
 fn pack_in_orders(rules: &Rules, seed: u64, orders: u64) -> Result<Vec<u8>, LeftOver> {
     let mut random = Random::new(seed);
-    let mut fewest: Option<LeftOver> = None;
+    let (mut fewest, mut ejections_left): (Option<LeftOver>, _) = (None, EJECTIONS_MAX);
     for attempt in 0..orders {
-        let mut packing = Packing::with_pins(rules);
+        let mut packing = Packing { ejections_left, ..Packing::with_pins(rules) };
         let mut order: Vec<usize> = (0..rules.vms()).filter(|vm| rules.pinned[*vm].is_none()).collect();
         if attempt >= 4 {
             random.shuffle(&mut order);
@@ -71,7 +73,9 @@ fn pack_in_orders(rules: &Rules, seed: u64, orders: u64) -> Result<Vec<u8>, Left
         }
         let choice = if attempt % 2 == 0 { Choice::Even } else { Choice::Tight };
         let left: Vec<usize> = order.into_iter().filter(|vm| !packing.insert(*vm, choice)).collect();
-        let left: Vec<usize> = left.into_iter().filter(|vm| !packing.push_in(*vm)).collect();
+        let few = left.len() <= PUSHED_IN_MAX;
+        let left: Vec<usize> = left.into_iter().filter(|vm| !few || !packing.push_in(*vm)).collect();
+        ejections_left = packing.ejections_left;
         match left.first() {
             None => return Ok(packing.complete()),
             Some(vm) if fewest.as_ref().is_none_or(|fewest| left.len() < fewest.vms) => {
@@ -95,7 +99,11 @@ pub(super) struct LeftOver {
 impl<'a> Packing<'a> {
     /// With nothing but what is pinned, which is known to fit.
     pub(super) fn with_pins(rules: &'a Rules) -> Self {
-        let mut packing = Packing { load: Load::new(rules), placed: vec![None; rules.vms()], ejections: 0 };
+        let mut packing = Packing {
+            load: Load::new(rules),
+            placed: vec![None; rules.vms()],
+            ejections_left: EJECTIONS_MAX,
+        };
         for (vm, pin) in rules.pinned.iter().enumerate() {
             if let Some(pin) = pin {
                 packing.put(vm, usize::from(*pin));
@@ -149,10 +157,8 @@ impl<'a> Packing<'a> {
             if self.load.rules.pinned[other].is_some() || !self.load.fits_after(vm, target, other) {
                 continue;
             }
-            if self.ejections == EJECTIONS_MAX {
-                return false;
-            }
-            self.ejections += 1;
+            let Some(left) = self.ejections_left.checked_sub(1) else { return false };
+            self.ejections_left = left;
             self.take(other, target);
             self.put(vm, target);
             if self.push(other, chain - 1) {

@@ -5,7 +5,7 @@ use super::HolderGroups;
 /// Counters of the local search, one of 2 bytes to each pair of group and link.
 const SEARCH_CELLS_MAX: usize = 1 << 26;
 /// Members of all groups together, 6 bytes each.
-const SEARCH_MEMBERS_MAX: usize = 1 << 24;
+const SEARCH_MEMBERS_MAX: usize = 1 << 23;
 
 /// The groups of several VMs, or an unbiased sample of them where they exceed the limits above: a group of fewer contents
 /// than a threshold is kept with probability contents / threshold, and then counts as the threshold.

@@ -25,12 +25,12 @@ pub struct HolderGroups {
 /// Sets of VMs that are counted by themselves.
 const HOLDER_GROUPS_MAX: usize = 65_536;
 /// Members of all these sets, 2 bytes each.
-const HOLDER_MEMBERS_MAX: usize = 1 << 24;
+const HOLDER_MEMBERS_MAX: usize = 1 << 23;
 
 impl HolderGroups {
     /// Counts what was indexed. `sharing` is that of the same contents.
     ///
-    /// Exact as long as there are at most 65,536 sets of VMs that hold something together, with 16 million members in all. Guests
+    /// Exact as long as there are at most 65,536 sets of VMs that hold something together, with 8 million members in all. Guests
     /// that conspire could bring about 2^VMs of them; beyond, one of 2, 4, 8 and so on of the contents of several VMs
     /// is looked at, and counts for as many. Which one, their MACs decide, which no guest can aim.
     ///

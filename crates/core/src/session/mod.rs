@@ -3,9 +3,14 @@
 //! - [`SourceSession`]: who may do what next, at the source; [`SourceVm`]: one VM's stream there
 //! - [`Scatterer`]: reads shared contents again and makes frames of them
 //! - [`TargetSession`]: the same at a target; [`TargetVm`]: one VM's stream there
+//! - [`Addresses`]: which target sets the multicast groups serve, at the source, and who joins and leaves them when
+//! - [`FrameQueues`]: whose frames come next
 //! - [`handoff`]: when QEMU may stop a guest
 
+mod addresses;
+mod frame_queues;
 pub mod handoff;
+mod memberships;
 mod pages;
 pub mod sabotage;
 mod scatter;
@@ -14,6 +19,8 @@ mod source_vm;
 mod target;
 mod target_vm;
 
+pub use addresses::{AddressAction, AddressSet, Addresses};
+pub use frame_queues::FrameQueues;
 pub use scatter::{ScatterFrame, Scatterer};
 pub use source::{SourceAction, SourceEntryKind, SourceSession, VmStage};
 pub use source_vm::{RecordCounts, SourceVm, SourceVmError, StreamFrame};

@@ -8,7 +8,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 
+use super::memberships::Memberships;
 use super::sabotage::{Rule, broken};
 use super::target_vm::{Output, TargetVm};
 use super::{SessionKeys, check_blocks};
@@ -16,7 +18,7 @@ use crate::limits::SESSION_VMS_MAX;
 use crate::page::VmDigest;
 use crate::time::Time;
 use crate::transport::{Outcome, Receiver};
-use crate::wire::control::{Message, SetGrant, VmSpec};
+use crate::wire::control::{Message, VmSpec};
 use crate::wire::frame::Decoder;
 
 /// What the driver at a target has to do.
@@ -24,8 +26,18 @@ use crate::wire::frame::Decoder;
 pub enum TargetAction {
     /// Say this to the source.
     Send(Message),
-    /// Join these sets' groups, then call [`TargetSession::granted`].
-    Join(Vec<SetGrant>),
+    /// Join this group, then call [`TargetSession::joined`] for the set.
+    Join {
+        /// The set that is told of.
+        set: u16,
+        /// The group.
+        group: SocketAddr,
+    },
+    /// Leave this group.
+    Leave {
+        /// The group.
+        group: SocketAddr,
+    },
     /// Start the VM's incoming QEMU, paused, then call [`TargetSession::prepared`] or [`TargetSession::failed`].
     Start(VmSpec),
     /// Write to the VM's incoming QEMU, then call [`TargetSession::written`] with the same output's marks.
@@ -107,8 +119,7 @@ pub struct TargetSession {
     unwritten: HashMap<u64, usize>,
     decoder: Decoder,
     actions: VecDeque<TargetAction>,
-    /// Sets on whose groups a probe has arrived.
-    heard: HashSet<u16>,
+    memberships: Memberships,
     finished: bool,
 }
 
@@ -122,7 +133,7 @@ impl TargetSession {
             unwritten: HashMap::new(),
             decoder: Decoder::new(),
             actions: VecDeque::new(),
-            heard: HashSet::new(),
+            memberships: Memberships::default(),
             finished: false,
         }
     }
@@ -154,7 +165,11 @@ impl TargetSession {
     /// A message that no honest source sends ends the session.
     pub fn message(&mut self, now: Time, message: Message) -> Result<(), &'static str> {
         match message {
-            Message::Grant(grants) => self.actions.push_back(TargetAction::Join(grants)),
+            Message::Grant(grants) => {
+                self.actions.push_back(self.memberships.grant(&grants, &mut self.receiver)?);
+            }
+            Message::Join { set } => self.actions.push_back(self.memberships.join(set)?),
+            Message::Leave { set } => self.actions.extend(self.memberships.leave(set)?),
             Message::Prepare(spec) => self.prepare(spec)?,
             Message::Sent(spans) => self.receiver.on_sent(now, &spans),
             Message::CloseScatter { vm } => self.close_scatter(now, vm),
@@ -196,12 +211,12 @@ impl TargetSession {
         Ok(())
     }
 
-    /// The driver has joined groups; `failed` could not be.
-    pub fn granted(&mut self, joined: Vec<u16>, failed: Vec<(u16, String)>) {
-        self.actions.push_back(TargetAction::Send(Message::Granted { joined, failed }));
+    /// The driver has joined the set's group, or can't.
+    pub fn joined(&mut self, set: u16, error: Option<String>) {
+        self.actions.push_back(self.memberships.joined(set, error));
     }
 
-    /// The receiver, for granting sets to it.
+    /// The receiver, for what the driver asks of it.
     pub fn receiver(&mut self) -> &mut Receiver {
         &mut self.receiver
     }
@@ -256,9 +271,7 @@ impl TargetSession {
             Outcome::Taken | Outcome::Dropped(_) => {}
         }
         while let Some((set, _)) = self.receiver.poll_probe() {
-            if self.heard.insert(set) {
-                self.actions.push_back(TargetAction::Send(Message::Heard { set }));
-            }
+            self.actions.extend(self.memberships.heard(set));
         }
         while let Some((frame, _set, body)) = self.receiver.poll_frame() {
             self.scattered(frame, &body);

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use congestion::{CongestionControl, FixedRate, Sample, WorstMember};
 pub use receiver::{DropReason, Outcome, Receiver, ReceiverConfig, ReceiverCounters};
-pub use sender::{Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit};
+pub use sender::{MulticastProgress, Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit};
 
 /// Frames that are open at a sender at once.
 pub const OPEN_FRAMES_MAX: usize = 16_384;

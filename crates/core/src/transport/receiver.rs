@@ -221,6 +221,11 @@ impl Receiver {
         }
     }
 
+    /// The target's own number.
+    pub fn target(&self) -> u16 {
+        self.config.target
+    }
+
     /// Makes the target a member of a set. The key should open [`Channel::MULTICAST`], [`Channel::PROBE`] where probes
     /// are expected, and the target's own [`Channel::unicast`]. A set that is there already stays as it is.
     pub fn add_set(&mut self, set: u16, key: OpenKey) {

@@ -10,13 +10,16 @@
 //!   ◄───────────────────────────────── Hello
 //!   Open, Grant ───────────────────────────►          keys of the session, keys and groups of its sets
 //!   ◄─────────────────────────────── Granted
-//!   … probes on the sets' groups …
-//!   ◄───────────────────────────────── Heard
+//!   Join(set) ─────────────────────────────►          the set's group serves it next
+//!   ◄─────────────────────────── Joined(set)
+//!   … probes on the set's group …
+//!   ◄──────────────────────────── Heard(set)
 //!   Prepare(vm) ───────────────────────────►          incoming QEMU started, paused
 //!   ◄──────────────────────────── Prepared(vm)
 //!   … frames on the data paths …
 //!   Sent ──────────────────────────────────►
 //!   ◄────────────────────── Report, Written(vm)
+//!   Leave(set) ────────────────────────────►          the set's group has nothing more for the target, for now
 //!   CloseScatter(vm) ──────────────────────►
 //!   ◄────────────────────── ScatterClosed(vm)
 //!   … the VM's stream …
@@ -36,9 +39,9 @@ use crate::page::VmDigest;
 /// First bytes of a [`Hello`], so that a stranger is told apart from an old peer.
 pub const HELLO_MAGIC: [u8; 8] = *b"vmscattr";
 /// The lowest version of this protocol that this build speaks.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 /// The highest.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
 
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
@@ -80,7 +83,7 @@ pub struct Resources {
     pub data_port: u16,
 }
 
-/// One target set's key and address, given to its members.
+/// One target set's key and group, given to its members. Several sets may share a group, one after the other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetGrant {
     /// The set's number in this session. Each target's own set (the target alone) is granted too: its frames come over TCP.
@@ -174,8 +177,18 @@ pub enum Message {
         /// Set number of the target alone, under whose key its streams are sealed.
         own_set: u16,
     },
-    /// Source: sets that the target becomes a member of.
+    /// Source: sets that the target is a member of.
     Grant(Vec<SetGrant>),
+    /// Source: a granted set's frames come to its group next; the target is to join it.
+    Join {
+        /// The set.
+        set: u16,
+    },
+    /// Source: nothing more comes to the set's group that is for the target, unless it is told to join again.
+    Leave {
+        /// The set.
+        set: u16,
+    },
     /// Source: start a VM's incoming twin.
     Prepare(VmSpec),
     /// Source: these frames have left entirely; what is missing of them is lost.
@@ -207,12 +220,14 @@ pub enum Message {
     /// Source: the session is over for this target.
     Close,
 
-    /// Target: the sets can be received; `failed` could not be joined and will come over TCP.
-    Granted {
-        /// Sets whose group has been joined, or that have none.
-        joined: Vec<u16>,
-        /// Sets whose group could not be joined, and why.
-        failed: Vec<(u16, String)>,
+    /// Target: the keys of a grant are in use.
+    Granted,
+    /// Target: the set's group is joined, or why it can't be.
+    Joined {
+        /// The set.
+        set: u16,
+        /// One line; its frames have to come over TCP then.
+        error: Option<String>,
     },
     /// Target: a probe has arrived on the set's group: multicast from the source reaches this host.
     Heard {

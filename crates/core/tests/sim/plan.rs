@@ -16,6 +16,11 @@ pub struct Plan {
     pub delay_us_max: u64,
     pub compress: bool,
     pub streams_max: usize,
+    /// Multicast group addresses, over which the sets are divided.
+    pub addresses: usize,
+    /// Multicast never reaches this target; this one can join no group.
+    pub deaf: Option<u16>,
+    pub refusing: Option<u16>,
     /// Repair window in bytes: small ones make the sender wait.
     pub window_bytes: usize,
     /// An incoming QEMU takes this long for an output, at most.
@@ -43,6 +48,9 @@ impl Plan {
             delay_us_max: 100 + rng.below(5_000),
             compress: rng.one_in(2),
             streams_max: 1 + rng.below(3) as usize,
+            addresses: 1 + rng.below(4) as usize,
+            deaf: rng.one_in(40).then(|| rng.below(u64::from(targets)) as u16),
+            refusing: rng.one_in(24).then(|| rng.below(u64::from(targets)) as u16),
             window_bytes: (512 * 1024) << rng.below(4),
             load_us_max: 100 + rng.below(5_000),
             kill: (faulty && rng.one_in(2)).then(|| (moment(rng), rng.below(u64::from(targets)) as u16)),
@@ -66,6 +74,9 @@ impl Plan {
             delay_us_max: 200,
             compress: false,
             streams_max: 2,
+            addresses: 16,
+            deaf: None,
+            refusing: None,
             window_bytes: 8 * 1024 * 1024,
             load_us_max: 200,
             kill: None,

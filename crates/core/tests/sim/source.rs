@@ -1,23 +1,24 @@
 //! The source's driver in the simulation: what the binary does with threads and sockets, done in one loop.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
-use vmscatter_core::placement::{TargetId, TargetSet};
-use vmscatter_core::schedule::{FramePlan, Schedule};
+use vmscatter_core::placement::TargetId;
+use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
 use vmscatter_core::session::{
-    RecordCounts, Scatterer, SessionKeys, SourceAction, SourceEntryKind, SourceSession, SourceVm,
-    TargetAction,
+    AddressAction, AddressSet, Addresses, FrameQueues, RecordCounts, Scatterer, SessionKeys, SourceAction,
+    SourceEntryKind, SourceSession, SourceVm, TargetAction,
 };
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
 use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
 use vmscatter_core::wire::frame::{Compression, Encoder};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
-use vmscatter_core::wire::seal::{Channel, OpenKey, SealKey};
+use vmscatter_core::wire::seal::{Channel, SealKey};
 
 use super::plan::Plan;
 use super::qemu::{SourceQemu, TargetQemu};
@@ -35,14 +36,16 @@ pub struct Source {
     sender: Sender,
     scatterer: Scatterer,
     contents: Contents,
-    plans: VecDeque<FramePlan>,
+    queues: FrameQueues,
+    pub addresses: Addresses,
+    /// Joins and leaves that the order of sets takes if nothing goes wrong.
+    pub planned_changes: u64,
     scattering: bool,
     placement: Vec<Option<TargetId>>,
     encoder: Encoder,
     compression: Compression,
     /// Key, members, and seal states of each set, by wire number; a target's own set is `0x1000 + target`.
     sets: HashMap<u16, Set>,
-    set_numbers: HashMap<TargetSet, u16>,
     acked: HashSet<(u64, u16)>,
     bodies: HashMap<u64, Arc<[u8]>>,
     /// Targets whose reports no longer count.
@@ -51,21 +54,26 @@ pub struct Source {
     reported_end: Vec<bool>,
     finished: bool,
     load_us_max: u64,
+    targets: u16,
 }
 
 struct Set {
     key: [u8; 32],
+    group: Option<SocketAddr>,
     members: Vec<u16>,
     multicast: SealKey,
+    probe: SealKey,
     unicast: HashMap<u16, SealKey>,
 }
 
 impl Set {
-    fn new(number: u16, members: Vec<u16>) -> Self {
+    fn new(number: u16, members: Vec<u16>, group: Option<SocketAddr>) -> Self {
         let mut key = [0; 32];
         key[..2].copy_from_slice(&number.to_be_bytes());
         let unicast = members.iter().map(|to| (*to, SealKey::new(&key, Channel::unicast(*to)))).collect();
-        Set { key, multicast: SealKey::new(&key, Channel::MULTICAST), unicast, members }
+        let (multicast, probe) = (Channel::MULTICAST, Channel::PROBE);
+        let (multicast, probe) = (SealKey::new(&key, multicast), SealKey::new(&key, probe));
+        Set { key, group, multicast, probe, unicast, members }
     }
 }
 
@@ -82,21 +90,34 @@ impl Source {
         let contents = collect(&qemus, keys);
         let placement: Vec<_> = (0..plan.vms).map(|vm| Some(TargetId(plan.target_of(vm) as u8))).collect();
         let schedule = Schedule::new(&contents, &placement);
-        let plans = schedule.sets.iter().flat_map(|set| set.frames(&contents)).collect();
+        let multicast = schedule.multicast();
+        let load =
+            |set: &SetPlan| SetLoad { set: set.set, bytes: set.contents.len() as u64 * PAGE_SIZE as u64 };
+        let loads: Vec<SetLoad> = multicast.iter().map(load).collect();
+        let order = order_sets(&loads, plan.addresses);
         let config = SenderConfig { repair_window_bytes: plan.window_bytes, ..SenderConfig::default() };
         let mut sender = Sender::new(config, Time::ZERO);
         let mut sets = HashMap::new();
-        let mut set_numbers = HashMap::new();
+        let mut queues = FrameQueues::default();
         for target in 0..plan.targets {
-            sets.insert(own_set(target), Set::new(own_set(target), vec![target]));
+            sets.insert(own_set(target), Set::new(own_set(target), vec![target], None));
+            sender.add_set(own_set(target), &[target], false);
         }
         for (number, set) in schedule.sets.iter().enumerate() {
             let members: Vec<u16> = set.set.members().map(|target| u16::from(target.0)).collect();
-            let number = if let [only] = members[..] { own_set(only) } else { number as u16 };
-            sender.add_set(number, &members, members.len() > 1);
-            sets.entry(number).or_insert_with(|| Set::new(number, members));
-            set_numbers.insert(set.set, number);
+            let own = if let [only] = members[..] { Some(own_set(only)) } else { None };
+            let number = own.unwrap_or(number as u16);
+            queues.add(number, set.frames(&contents), own.is_none());
+            if own.is_none() {
+                sender.add_set(number, &members, true);
+                let address = order.lists.iter().position(|list| list.contains(&usize::from(number)));
+                let address = address.expect("every set has an address");
+                let group = SocketAddr::from(([239, 0, 0, address as u8], 4000));
+                sets.insert(number, Set::new(number, members, Some(group)));
+            }
         }
+        let served = |at: &usize| AddressSet { number: *at as u16, members: multicast[*at].set };
+        let addresses = Addresses::new(order.lists.iter().map(|list| list.iter().map(served).collect()));
         let vms = qemus
             .iter()
             .enumerate()
@@ -111,13 +132,14 @@ impl Source {
             sender,
             scatterer: Scatterer::new(keys.mac.clone()),
             contents,
-            plans,
+            queues,
+            addresses,
+            planned_changes: order.joins_and_leaves(&loads),
             scattering: false,
             placement,
             encoder: Encoder::new(),
             compression: if plan.compress { Compression::Zstd(1) } else { Compression::None },
             sets,
-            set_numbers,
             acked: HashSet::new(),
             bodies: HashMap::new(),
             out_of_scatter: HashSet::new(),
@@ -126,23 +148,27 @@ impl Source {
             qemus,
             finished: false,
             load_us_max: plan.load_us_max,
+            targets: plan.targets,
         }
     }
 
-    /// A receiver that has been granted what its target is a member of, and nothing else.
+    /// A target's receiver; it is granted sets by [`Source::prepare`].
     pub fn receiver_for(&self, target: u16) -> Receiver {
-        let mut receiver = Receiver::new(
-            ReceiverConfig { session: SESSION_TAG, target, ..ReceiverConfig::default() },
-            Time::ZERO,
-        );
-        for (number, set) in self.sets.iter().filter(|(_, set)| set.members.contains(&target)) {
-            receiver
-                .add_set(*number, OpenKey::new(&set.key, &[Channel::MULTICAST, Channel::unicast(target)]));
-        }
-        receiver
+        let config = ReceiverConfig { session: SESSION_TAG, target, ..ReceiverConfig::default() };
+        Receiver::new(config, Time::ZERO)
+    }
+
+    /// What the target is a member of, and nothing else.
+    fn grants(&self, target: u16) -> Vec<SetGrant> {
+        let member = |(_, set): &(&u16, &Set)| set.members.contains(&target);
+        let grant = |(number, set): (&u16, &Set)| SetGrant { set: *number, key: set.key, group: set.group };
+        self.sets.iter().filter(member).map(grant).collect()
     }
 
     pub fn prepare(&mut self, net: &mut Net) {
+        for target in 0..self.targets {
+            net.control_to_target(target, Message::Grant(self.grants(target)));
+        }
         for (vm, qemu) in self.qemus.iter().enumerate() {
             let vm = vm as u16;
             let spec = VmSpec {
@@ -155,7 +181,6 @@ impl Source {
                 paused: !qemu.running,
             };
             let target = self.session.target(vm).expect("every VM has one");
-            net.control_to_target(target, Message::Grant(Vec::<SetGrant>::new()));
             net.control_to_target(target, Message::Prepare(spec));
         }
     }
@@ -186,10 +211,9 @@ impl Source {
             Message::Written { vm, next } => {
                 self.vms[usize::from(vm)].written(next).expect("an honest target");
             }
-            Message::ReturnPath { .. }
-            | Message::Granted { .. }
-            | Message::Heard { .. }
-            | Message::Pong(_) => {}
+            Message::Joined { set, error } => self.addresses.joined(net.now, target, set, error),
+            Message::Heard { set } => self.addresses.heard(target, set),
+            Message::ReturnPath { .. } | Message::Granted | Message::Pong(_) => {}
             message => self.session.message(target, message).expect("an honest target"),
         }
     }
@@ -202,6 +226,7 @@ impl Source {
     pub fn falls_behind(&mut self, net: &Net, target: u16) {
         self.out_of_scatter.insert(target);
         self.sender.remove_target(target, net.now);
+        self.addresses.remove_target(target);
     }
 
     pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
@@ -259,6 +284,7 @@ impl Source {
     }
 
     fn scatter(&mut self, net: &mut Net) {
+        self.change_members(net);
         if self.scattering {
             self.fill_window();
         }
@@ -267,9 +293,12 @@ impl Source {
             for (header, payload) in transmit.pieces(SESSION_TAG) {
                 let mut piece = Vec::new();
                 match transmit.path {
-                    Path::Multicast { .. } => {
+                    Path::Multicast { set: number } => {
                         seal_piece(&mut set.multicast, &header, payload, &mut piece).unwrap();
-                        net.multicast(&set.members, &piece);
+                        let group = set.group.expect("it is served by an address");
+                        let progress = self.sender.multicast_progress(number);
+                        net.assert_joined(group, progress.waiting);
+                        net.multicast(group, &piece);
                     }
                     Path::Unicast { target } => {
                         let key = set.unicast.get_mut(&target).unwrap();
@@ -286,18 +315,40 @@ impl Source {
                     net.control_to_target(target, Message::Sent(spans))
                 }
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
-                SenderEvent::Expelled { target } => drop(self.out_of_scatter.insert(target)),
+                SenderEvent::Expelled { target } => {
+                    self.out_of_scatter.insert(target);
+                    self.addresses.remove_target(target);
+                }
             }
         }
-        if self.scattering && self.plans.is_empty() && self.sender.is_idle() {
+        if self.scattering && self.addresses.is_over() && self.queues.is_empty() && self.sender.is_idle() {
             self.scattering = false;
             self.session.scattered();
         }
     }
 
+    fn change_members(&mut self, net: &mut Net) {
+        if self.scattering {
+            self.queues.mark_exhausted(&mut self.addresses);
+        }
+        self.addresses.advance(net.now, &mut self.sender);
+        while let Some(action) = self.addresses.poll_action() {
+            if let AddressAction::Send { target, message } = action {
+                net.control_to_target(target, message);
+            }
+        }
+        for number in self.addresses.probes(net.now) {
+            let set = self.sets.get_mut(&number).expect("it is a set");
+            let header = PieceHeader::whole(PieceKind::Probe, number, SESSION_TAG, 0, 16);
+            let mut piece = Vec::new();
+            seal_piece(&mut set.probe, &header, &[0; 16], &mut piece).unwrap();
+            net.multicast(set.group.expect("it is served by an address"), &piece);
+        }
+    }
+
     fn fill_window(&mut self) {
         while self.sender.window_free() > 300 * 1024 || self.sender.is_idle() {
-            let Some(plan) = self.plans.pop_front() else { break };
+            let Some((set, plan)) = self.queues.take(&self.addresses) else { break };
             let (session, qemus) = (&self.session, &self.qemus);
             let live = |vm| session.stage(vm) == Some(vmscatter_core::session::VmStage::Held);
             let read = |addr: PageAddr, out: &mut [u8]| {
@@ -307,6 +358,7 @@ impl Source {
                 true
             };
             let frame = self.scatterer.read_frame(&plan, &self.contents, &self.placement, live, read);
+            self.queues.given(set);
             let Some(frame) = frame else { continue };
             for (mac, addrs, _) in frame.contents() {
                 for addr in addrs {
@@ -315,7 +367,7 @@ impl Source {
             }
             let contents = frame.contents().map(|(_, addrs, page)| (addrs, page));
             let body = self.encoder.scatter(contents, self.compression).unwrap();
-            self.sender.push(frame.number, self.set_numbers[&frame.set], body.into());
+            self.sender.push(frame.number, set, body.into());
         }
     }
 
@@ -375,7 +427,11 @@ impl Source {
     ) {
         match action {
             TargetAction::Send(message) => net.control_to_source(target, message),
-            TargetAction::Join(_) => {}
+            TargetAction::Join { set, group } => {
+                let span = net.delay();
+                net.after(span, Event::Joined(target, set, group));
+            }
+            TargetAction::Leave { group } => net.leave(target, group),
             TargetAction::Start(spec) => {
                 qemus.insert(spec.vm, TargetQemu::new(&spec.blocks, &mut net.rng));
                 let span = net.delay();

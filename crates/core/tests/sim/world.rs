@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use vmscatter_core::page::{DigestKey, MacKey};
@@ -36,6 +37,7 @@ pub enum Event {
     TargetJournal(u16, u16, TargetEntryKind),
     SourceJournal(u16, SourceEntryKind),
     Started(u16, u16),
+    Joined(u16, u16, SocketAddr),
     Resumed(u16, u16, u64),
     ShutArrives(u16),
     CompletedSeen(u16),
@@ -80,6 +82,12 @@ pub struct Net {
     loss_per_mille: u64,
     delay_us_max: u64,
     dead: Vec<bool>,
+    /// Who has joined each multicast group; a deaf target gets nothing all the same, and a refusing one can't.
+    joined: HashMap<SocketAddr, HashSet<u16>>,
+    deaf: Option<u16>,
+    refusing: Option<u16>,
+    /// Joins and leaves, of all targets.
+    pub changes: u64,
     /// Datagrams that left the source, by set.
     pub datagrams_sent: u64,
     pub datagrams_lost: u64,
@@ -116,10 +124,41 @@ impl Net {
         self.ordered((2, target, 0), Event::Piece(target, piece));
     }
 
-    /// A datagram to each member of a set; each loses it, gets it twice or late on its own.
-    pub fn multicast(&mut self, members: &[u16], piece: &[u8]) {
-        self.datagrams_sent += 1;
-        for member in members {
+    fn join(&mut self, target: u16, group: SocketAddr) -> Result<(), String> {
+        if self.refusing == Some(target) {
+            return Err("no such device".to_owned());
+        }
+        self.changes += 1;
+        assert!(self.joined.entry(group).or_default().insert(target), "{target} joins {group} twice");
+        Ok(())
+    }
+
+    pub fn leave(&mut self, target: u16, group: SocketAddr) {
+        self.changes += 1;
+        let was = self.joined.get_mut(&group).is_some_and(|group| group.remove(&target));
+        // One that leaves as soon as it was told to join may not have joined yet.
+        self.changes -= u64::from(!was);
+    }
+
+    /// Nothing is multicast to a group before those for whom it is have joined, or after one of them has left: `waiting`
+    /// are the targets that have not acknowledged a set that the group serves.
+    pub fn assert_joined(&self, group: SocketAddr, waiting: u128) {
+        for target in (0..self.dead.len() as u16).filter(|target| waiting & (1 << target) != 0) {
+            let dead = self.dead[usize::from(target)];
+            assert!(dead || self.joined[&group].contains(&target), "{target} is not in {group}");
+        }
+    }
+
+    /// A datagram to each host in a group; each loses it, gets it twice or late on its own.
+    pub fn multicast(&mut self, group: SocketAddr, piece: &[u8]) {
+        let is_data = PieceHeader::decode(piece).is_ok_and(|header| header.channel == Channel::MULTICAST);
+        self.datagrams_sent += u64::from(is_data);
+        let mut members: Vec<u16> = self.joined.get(&group).into_iter().flatten().copied().collect();
+        members.sort_unstable();
+        for member in &members {
+            if self.deaf == Some(*member) {
+                continue;
+            }
             if self.rng.below(1000) < self.loss_per_mille {
                 self.datagrams_lost += 1;
                 continue;
@@ -158,6 +197,9 @@ pub struct Tally {
     pub sent: u64,
     /// Multicast datagrams that left the source.
     pub datagrams: u64,
+    /// Joins and leaves of targets, and how many were planned.
+    pub changes: u64,
+    pub planned_changes: u64,
 }
 
 pub struct World {
@@ -199,6 +241,10 @@ impl World {
             loss_per_mille: plan.loss_per_mille,
             delay_us_max: plan.delay_us_max,
             dead: vec![false; usize::from(plan.targets)],
+            joined: HashMap::new(),
+            deaf: plan.deaf,
+            refusing: plan.refusing,
+            changes: 0,
             datagrams_sent: 0,
             datagrams_lost: 0,
         };
@@ -274,6 +320,12 @@ impl World {
             }
             Event::Resumed(target, vm, at) => self.target_event(target, |session, _| session.running(vm, at)),
             Event::Started(target, vm) => self.target_event(target, |session, _| session.prepared(vm)),
+            Event::Joined(target, set, group) => {
+                if !self.net.dead[usize::from(target)] {
+                    let error = self.net.join(target, group).err();
+                    self.target_event(target, |session, _| session.joined(set, error));
+                }
+            }
             Event::QemuWrites(target, vm, output) => self.qemu_writes(target, vm, output),
             Event::TargetJournal(target, vm, entry) => {
                 if !self.net.dead[usize::from(target)] && entry == TargetEntryKind::Vote {
@@ -353,7 +405,12 @@ impl World {
     }
 
     fn check_end(self) -> Tally {
-        let mut tally = Tally { datagrams: self.net.datagrams_sent, ..Tally::default() };
+        let mut tally = Tally {
+            datagrams: self.net.datagrams_sent,
+            changes: self.net.changes,
+            planned_changes: self.source.planned_changes,
+            ..Tally::default()
+        };
         for (vm, qemu) in self.source.qemus.iter().enumerate() {
             let vm = vm as u16;
             let target = self.plan.target_of(vm);

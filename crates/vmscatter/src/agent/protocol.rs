@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmscatter_core::limits::{SESSION_TARGETS_MAX, SESSION_VMS_MAX};
+use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
 
 pub use placement::{Pin, PlacementRules};
 
@@ -24,6 +24,8 @@ use crate::report::outcome::Exit;
 pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// One reply, as a line; the longest is the outcome of a session of the most guests.
 pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Multicast groups of a session unless `--groups` says otherwise: what switches with small tables can bear.
+pub const GROUPS_DEFAULT: usize = 16;
 /// Level that `--compress zstd` stands for.
 pub const ZSTD_LEVEL_DEFAULT: i32 = 1;
 
@@ -82,6 +84,12 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// Multicast groups that target sets share, [`GROUPS_DEFAULT`] unless given.
+    #[serde(default)]
+    pub groups: Option<usize>,
+    /// For comparisons: the groups serve the sets in the order in which they come.
+    #[serde(default)]
+    pub unsorted_groups: bool,
     /// Percent of this host's processors that collecting may take.
     #[serde(default = "all_percent")]
     pub collect_cpu_percent: u8,
@@ -273,6 +281,9 @@ impl MigrateRequest {
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
         }
+        if self.groups.is_some_and(|n| !(1..=GROUPS_MAX).contains(&n)) {
+            return Err(BadInput::new("--groups", format!("must be 1 to {GROUPS_MAX}")));
+        }
         check_collect_cpu(self.collect_cpu_percent)?;
         if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {
             return Err(BadInput::new("--hold-before-cont", "must be an absolute path"));
@@ -433,6 +444,8 @@ mod tests {
             compress: Compression::Zstd { level: 1 },
             bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
             parallel: Some(1),
+            groups: Some(1),
+            unsorted_groups: false,
             collect_cpu_percent: 100,
             hold_before_cont: None,
         }
@@ -492,6 +505,7 @@ mod tests {
             ),
             (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
             (|r| r.parallel = Some(0), "--parallel: "),
+            (|r| r.groups = Some(0), "--groups: "),
             (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
             (|r| r.collect_cpu_percent = 0, "--collect-cpu: "),
             (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),

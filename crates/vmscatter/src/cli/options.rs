@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::units;
-use crate::agent::protocol::{Compression, Pin};
+use crate::agent::protocol::{Compression, GROUPS_DEFAULT, Pin};
 
 /// Where the agent listens for the command line unless it is told otherwise.
 const SOCKET_DEFAULT: &str = "/run/vmscatter/agent.sock";
@@ -136,6 +136,12 @@ pub(super) struct MigrateOptions {
     /// Guests that may be on their way at once.
     #[arg(long, value_name = "N")]
     pub(super) parallel: Option<usize>,
+    /// Multicast groups; sets of targets beyond so many share them, one after the other (up to 64).
+    #[arg(long, value_name = "K", default_value_t = GROUPS_DEFAULT)]
+    pub(super) groups: usize,
+    /// For comparisons: the groups serve the sets of targets in the order in which they come.
+    #[arg(long, hide_short_help = true)]
+    pub(super) unsorted_groups: bool,
     #[command(flatten)]
     pub(super) collect: CollectOptions,
     /// Return once the agent has begun; `attach` shows the job.

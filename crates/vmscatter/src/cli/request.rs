@@ -29,6 +29,8 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
+        groups: Some(options.groups),
+        unsorted_groups: options.unsorted_groups,
         collect_cpu_percent: options.collect.cpu_percent,
         hold_before_cont: options.hold_before_cont.as_deref().map(hold_directory).transpose()?,
     };

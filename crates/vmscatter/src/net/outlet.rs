@@ -4,17 +4,26 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use vmscatter_core::transport::Transmit;
-use vmscatter_core::wire::piece::{PieceHeader, seal_piece};
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::seal::{Channel, KEY_BYTES, SealError, SealKey};
 
 use super::udp::MulticastSender;
 
+const PROBE_BYTES: usize = 16;
+
 /// A set's keys, one for each path.
 #[derive(Debug)]
 struct SetKeys {
-    /// The group and its key; `None` where the set has no group.
-    group: Option<(SocketAddr, SealKey)>,
+    group: Option<Group>,
     unicast: HashMap<u16, SealKey>,
+}
+
+/// The group of a set that has one, with the keys of what is multicast to it.
+#[derive(Debug)]
+struct Group {
+    addr: SocketAddr,
+    data: SealKey,
+    probes: SealKey,
 }
 
 /// The source's end of all sets. There is one for a session, since two would use the same packet numbers.
@@ -41,43 +50,47 @@ impl Outlet {
         group: Option<SocketAddr>,
     ) -> bool {
         let unicast = members.iter().map(|to| (*to, SealKey::new(key, Channel::unicast(*to)))).collect();
-        let group = group.filter(|_| self.socket.is_some());
-        let group = group.map(|group| (group, SealKey::new(key, Channel::MULTICAST)));
+        let group = group.filter(|_| self.socket.is_some()).map(|addr| Group {
+            addr,
+            data: SealKey::new(key, Channel::MULTICAST),
+            probes: SealKey::new(key, Channel::PROBE),
+        });
         let is_grouped = group.is_some();
         self.sets.insert(set, SetKeys { group, unicast });
         is_grouped
     }
 
-    /// The set's group.
-    pub fn group(&self, set: u16) -> Option<SocketAddr> {
-        self.sets.get(&set)?.group.as_ref().map(|(group, _)| *group)
-    }
-
-    /// Sends one datagram, sealed already, to the set's group. What the kernel does not take is lost like any other.
-    pub fn send_datagram(&mut self, set: u16, datagram: &[u8]) {
-        let group = self.group(set);
+    /// Sends a probe to the set's group, from which members see that multicast reaches them.
+    pub fn probe(&mut self, set: u16) {
+        let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
         let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return };
-        if let Err(error) = socket.send(group, datagram, datagram.len()) {
-            tracing::debug!("multicast: {error}");
+        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, PROBE_BYTES);
+        let mut piece = Vec::new();
+        if seal_piece(&mut group.probes, &header, &[0; PROBE_BYTES], &mut piece).is_err() {
+            return tracing::error!("a set's key is used up");
+        }
+        // What the kernel does not take is lost like any datagram; another will follow.
+        if let Err(error) = socket.send(group.addr, &piece, piece.len()) {
+            tracing::debug!("probe: {error}");
         }
     }
 
     /// Seals and multicasts these pieces; returns how many bytes they have, sealed.
     pub fn multicast(&mut self, transmit: &Transmit) -> usize {
-        let set = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut());
-        let Some(((group, key), socket)) = set.zip(self.socket.as_mut()) else { return 0 };
+        let group = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut());
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return 0 };
         self.sealed.clear();
         let mut segment = 0;
         for (header, payload) in transmit.pieces(self.session_tag) {
             let before = self.sealed.len();
-            if seal_piece(key, &header, payload, &mut self.sealed).is_err() {
+            if seal_piece(&mut group.data, &header, payload, &mut self.sealed).is_err() {
                 tracing::error!("a set's key is used up");
                 return 0;
             }
             segment = segment.max(self.sealed.len() - before);
         }
         // What the kernel does not take is lost like any datagram, and repaired.
-        if let Err(error) = socket.send(*group, &self.sealed, segment) {
+        if let Err(error) = socket.send(group.addr, &self.sealed, segment) {
             tracing::debug!("multicast: {error}");
         }
         self.sealed.len()

@@ -3,6 +3,7 @@
 //! A socket gives no backpressure (what exceeds the queue of the interface is dropped without an error), so the sender
 //! above keeps the pace.
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
@@ -154,9 +155,11 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     }
 }
 
-/// The groups that a session has joined, each with a socket and a thread that end when this is dropped.
+/// The groups of a session, each with a socket and a thread that end when this is dropped. A group that has been left
+/// keeps them, for it may be joined again.
 #[derive(Debug, Default)]
 pub struct GroupReceivers {
+    sockets: HashMap<SocketAddr, Arc<Socket>>,
     stop: Arc<AtomicBool>,
     kernel_drops: Arc<AtomicU64>,
 }
@@ -180,27 +183,43 @@ impl GroupReceivers {
         batches: &Sender<PieceBatch>,
     ) -> io::Result<()> {
         let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_address(true)?;
-        // Bound to the group, so that nothing else that comes to this port is read.
-        socket.bind(&SocketAddrV4::new(addr, group.port()).into())?;
-        join(&socket, addr, source, interface)?;
-        // Each of these is an improvement that a kernel may lack.
-        let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
-            socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        if let Some(socket) = self.sockets.get(&group) {
+            return join(socket, addr, source, interface);
         }
-        socket.set_read_timeout(Some(LOOK_UP))?;
+        let socket = Arc::new(open(SocketAddrV4::new(addr, group.port()))?);
+        join(&socket, addr, source, interface)?;
         let mut receiver = GroupReceiver {
-            socket,
+            socket: socket.clone(),
             buffer: vec![0; RECEIVE_BYTES],
             dropped: 0,
             stop: self.stop.clone(),
             kernel_drops: self.kernel_drops.clone(),
         };
         let batches = batches.clone();
-        std::thread::Builder::new().name("multicast".into()).spawn(move || receiver.run(&batches)).map(drop)
+        std::thread::Builder::new().name("multicast".into()).spawn(move || receiver.run(&batches))?;
+        self.sockets.insert(group, socket);
+        Ok(())
+    }
+
+    /// Leaves a group that was joined with the same source and interface.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn leave(
+        &mut self,
+        group: SocketAddr,
+        source: Option<IpAddr>,
+        interface: &Interface,
+    ) -> io::Result<()> {
+        let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
+        let Some(socket) = self.sockets.get(&group) else { return Ok(()) };
+        // As it was joined: for the source, or else for any.
+        if let Some((source, own)) = source.zip(interface.ipv4)
+            && socket.leave_ssm_v4(&source, &addr, &own).is_ok()
+        {
+            return Ok(());
+        }
+        socket.leave_multicast_v4_n(&addr, &InterfaceIndexOrAddress::Index(interface.index))
     }
 
     /// Datagrams that the kernel dropped since the sockets' buffers were full, over all groups.
@@ -213,6 +232,24 @@ impl Drop for GroupReceivers {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
     }
+}
+
+/// A socket that receives what is sent to `group`, once it is joined.
+fn open(group: SocketAddrV4) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    // Bound to the group, so that nothing else that comes to this port is read; and while it is not joined here, what
+    // others on this host have joined is not ours.
+    socket.bind(&group.into())?;
+    socket.set_multicast_all_v4(false)?;
+    // Each of these is an improvement that a kernel may lack.
+    let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+    let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    }
+    socket.set_read_timeout(Some(LOOK_UP))?;
+    Ok(socket)
 }
 
 /// For one source only, which also holds off others on the same group; where the kernel does not have that for this
@@ -229,7 +266,7 @@ fn join(socket: &Socket, group: Ipv4Addr, source: Option<Ipv4Addr>, interface: &
 
 /// One group's socket, on its thread.
 struct GroupReceiver {
-    socket: Socket,
+    socket: Arc<Socket>,
     buffer: Vec<u8>,
     /// The kernel's count of drops, as it was last seen.
     dropped: u32,
@@ -355,6 +392,30 @@ mod tests {
         let (pieces, _) = send_and_compare(&mut sender, LOCALHOST, 40_103);
         assert_eq!(pieces, 100_000usize.div_ceil(1400));
         assert!(!sender.is_offloaded(), "it is remembered");
+    }
+
+    /// Leaving ends what arrives, also while another on this host is in the group; and it can be joined again.
+    #[test]
+    fn groups_are_left_and_joined_again() {
+        let group = group(40_105);
+        let (to_batches, batches) = bounded(1000);
+        let (to_other, other) = bounded(1000);
+        let lo = Interface::with_address(LOCALHOST).unwrap();
+        for source in [None, Some(LOCALHOST)] {
+            let (mut receivers, mut others) = (GroupReceivers::new(), GroupReceivers::new());
+            let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+            others.join(group, source, &lo, &to_other).unwrap();
+            for round in 1..=2 {
+                receivers.join(group, source, &lo, &to_batches).unwrap();
+                sender.send(group, &[round; 100], 100).unwrap();
+                assert_eq!(collect(&batches, 100).0, [vec![round; 100]]);
+                receivers.leave(group, source, &lo).unwrap();
+                sender.send(group, &[0; 100], 100).unwrap();
+                assert_eq!(collect(&other, 200).0.len(), 2);
+                assert!(batches.recv_timeout(Duration::from_millis(50)).is_err());
+            }
+            assert!(receivers.leave(group, source, &lo).is_err(), "it is not joined");
+        }
     }
 
     #[test]

@@ -10,12 +10,14 @@ pub mod saved;
 
 use std::time::{Duration, Instant};
 
+use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
     Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, SetVolume, Volume, Wire, off_the_shelf_bytes,
 };
 use vmscatter_core::schedule::{Classes, SetLoad, order_sets};
 
+use crate::agent::protocol::GROUPS_DEFAULT;
 use crate::agent::speeds;
 use crate::report::outcome::PlacementOutcome;
 use crate::report::plan::{
@@ -23,7 +25,7 @@ use crate::report::plan::{
     Prediction, RateOrigin, TopologyReport,
 };
 use network::Network;
-use place::{Candidates, GROUPS_MAX, Target, choose};
+use place::{Candidates, Target, choose};
 
 /// What the link is taken to carry until it has been measured: 1 Gbit/s.
 pub const LINK_BYTES_PER_S: f64 = 125e6;
@@ -163,7 +165,8 @@ impl Cost {
             target_sets: 0,
             joins_and_leaves: 0,
         };
-        let wire = Wire { mtu: input.mtu, multicast_sets_max: usize::MAX, compressed: input.compressed };
+        let wire =
+            Wire { mtu: input.mtu, multicast_sets_max: SCHEDULE_SETS_MAX, compressed: input.compressed };
         for (number, source) in input.sources.iter().enumerate() {
             let own = solution.placement.iter().zip(&input.source_of);
             let own: Vec<_> = own.map(|(target, of)| (*of == number).then_some(*target)).collect();
@@ -178,7 +181,7 @@ impl Cost {
             };
             let sets: Vec<SetLoad> = volume.multicast().map(load).collect();
             cost.target_sets += sets.len() as u64;
-            cost.joins_and_leaves += order_sets(&sets, GROUPS_MAX).joins_and_leaves(&sets);
+            cost.joins_and_leaves += order_sets(&sets, GROUPS_DEFAULT).joins_and_leaves(&sets);
             let times = PhaseTimes { place_s: place_time.as_secs_f64(), ..source.times };
             let predicted = prediction(&bytes, input.speed.pace.complete(times, &volume, &bytes));
             let off_the_shelf = off_the_shelf(input, times, &volume, targets);

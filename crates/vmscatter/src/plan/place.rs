@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::placement::{
     DeliveryTree, Effort, HolderGroups, PlacementError, Problem, Solution, TargetCapacity, TargetId,
     VmDemand, even_vms_max, solve,
@@ -14,8 +15,6 @@ pub const SEARCH_MAX: Duration = Duration::from_millis(400);
 /// Steps of the exact search, a few nanoseconds each, so that most of the time is left to the local search where the case is
 /// too large for it.
 const EXACT_STEPS_MAX: u64 = 20_000_000;
-/// Target sets with a group of their own (Linux lets a socket join 20); those beyond get their frames by TCP.
-pub const GROUPS_MAX: usize = 16;
 
 /// A guest that is to be placed.
 #[derive(Clone, Debug)]
@@ -83,7 +82,8 @@ pub fn choose(
         groups,
         tree,
         few_targets: rules.few_targets,
-        group_addresses: GROUPS_MAX,
+        // Sets share addresses, so that all of them go by multicast.
+        group_addresses: SCHEDULE_SETS_MAX,
     };
     let end = Instant::now() + SEARCH_MAX;
     let mut stop = || Instant::now() >= end;

@@ -127,8 +127,16 @@ pub struct GuestOutcome {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ScatterOutcome {
-    /// Target sets that got contents.
+    /// Sets of several targets that got contents.
     pub sets: u32,
+    /// Multicast groups that served the sets of several targets.
+    pub groups: u32,
+    /// Joins and leaves of targets at these groups, together, if all goes well.
+    pub group_changes_planned: u64,
+    /// Joins that targets were told.
+    pub joins: u64,
+    /// Leaves that they were told.
+    pub leaves: u64,
     /// Contents that were sent once for all their holders.
     pub contents: u64,
     /// Addresses of guest pages that these contents fill.
@@ -167,6 +175,10 @@ impl ScatterOutcome {
     /// Adds what another wave of the same job did.
     pub fn add(&mut self, other: &ScatterOutcome) {
         self.sets += other.sets;
+        self.groups += other.groups;
+        self.group_changes_planned += other.group_changes_planned;
+        self.joins += other.joins;
+        self.leaves += other.leaves;
         self.contents += other.contents;
         self.addresses += other.addresses;
         self.frames += other.frames;

@@ -20,6 +20,7 @@ use super::scatter::ScatterThread;
 use super::stream::{Stream, StreamEvent};
 use crate::agent::cancel::CancelToken;
 use crate::agent::guest_file::format_uuid;
+use crate::agent::input::one_line;
 use crate::agent::jobs::EventSink;
 use crate::agent::journal::{Entry, Journal};
 use crate::qemu::qmp::QmpEvent;
@@ -43,8 +44,8 @@ pub(super) enum Event {
     Qmp(u16, QmpEvent),
     Scattered,
     Settled(u16),
-    /// Multicast does not reach this target.
-    Unreached(u16),
+    /// Multicast does not reach this target, for the reason that it has given.
+    Unreached(u16, Option<String>),
     Task(u16, TaskEnd),
 }
 
@@ -197,10 +198,11 @@ impl Actor {
                     self.start_stream(vm);
                 }
             }
-            Event::Unreached(target) => {
+            Event::Unreached(target, reason) => {
                 let name = self.links[usize::from(target)].name();
+                let reason = reason.map_or_else(String::new, |reason| format!(" ({})", one_line(&reason)));
                 let text = format!(
-                    "multicast does not reach {name}: it is sent what others get by multicast over TCP"
+                    "multicast does not reach {name}{reason}: it is sent what others get by multicast over TCP"
                 );
                 self.sink.emit(JobEvent::Warning { guest: None, text });
             }
@@ -233,9 +235,10 @@ impl Actor {
                     state.stream.return_path(&bytes);
                 }
             }
-            Message::Heard { set } => self.scatter.heard(set, target),
+            Message::Joined { set, error } => self.scatter.joined(target, set, error),
+            Message::Heard { set } => self.scatter.heard(target, set),
             Message::Ping(number) => self.links[usize::from(target)].send(Message::Pong(number)),
-            Message::Pong(_) | Message::Granted { .. } => {}
+            Message::Pong(_) | Message::Granted => {}
             message => {
                 if let Err(what) = self.session.message(target, message) {
                     self.end_target(target, what);

@@ -1,7 +1,5 @@
 //! A session of `migrate` from the request to the report, phase by phase.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +8,7 @@ use tokio::task::JoinSet;
 use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{HolderGroups, TargetId};
-use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
+use vmscatter_core::schedule::{Classes, Schedule};
 use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
@@ -18,29 +16,28 @@ use vmscatter_core::wire::frame::Compression;
 use super::actor::{Actor, CLOSED, Event, Vm};
 use super::collect::Collected;
 use super::encode::EncodePool;
+use super::groups::Groups;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
 use super::milestones::Milestones;
 use super::prepare::{Chosen, Setting, Stop, candidates, holder_groups};
-use super::scatter::{ScatterThread, SetLink};
+use super::scatter::ScatterThread;
 use super::stream::Stream;
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver};
 use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, MigrateRequest};
+use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest};
 use crate::net::data::RateLimit;
-use crate::net::udp::random_group;
 use crate::plan::LINK_BYTES_PER_S;
-use crate::plan::place::GROUPS_MAX;
 use crate::random::{random, random_uuid};
-use crate::report::event::{JobEvent, Phase};
+use crate::report::event::Phase;
 use crate::report::outcome::{MigrateOutcome, PageClasses, PlacementOutcome, ScatterOutcome};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
-/// Every target says within this time which groups it has joined.
+/// A target says within this time that its own key is in use.
 const GRANT_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A session that is to be.
@@ -177,10 +174,15 @@ impl Run {
     /// From the groups to the report.
     async fn session(&self, prepared: Prepared, links: Links) -> Result<MigrateOutcome, Stop> {
         let Prepared { keys, guests, placement, contents, schedule, found, chosen, milestones } = prepared;
-        let Links { links, mut events, to_events } = links;
+        let Links { links, events, to_events } = links;
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
-        let sets = self.multicast_sets(&schedule, &links);
-        self.grant(&sets, &links, &mut events, &to_events).await?;
+        let groups_max = self.request.groups.unwrap_or(GROUPS_DEFAULT);
+        let is_sorted = !self.request.unsorted_groups;
+        let multicast = &self.ctx.config.multicast;
+        let groups = Groups::new(&schedule, groups_max, is_sorted, links.len() as u16, multicast);
+        for (target, link) in (0..).zip(&links) {
+            link.send(Message::Grant(groups.grants(target)));
+        }
         let compression = compression(self.request.compress);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
         let encoders =
@@ -209,7 +211,7 @@ impl Run {
             contents,
             schedule,
             placement,
-            sets,
+            groups,
             links: links.clone(),
             streams: vms.iter().map(|vm| vm.stream.clone()).collect(),
             memories: vms.iter().map(|vm| vm.guest.memory.clone()).collect(),
@@ -248,76 +250,6 @@ impl Run {
         Ok(MigrateOutcome { placement: chosen, ..self.outcome(&actor, found) })
     }
 
-    /// The sets of several targets, with their wire numbers, keys and groups; below them stands each target's own.
-    fn multicast_sets(&self, schedule: &Schedule, links: &[Arc<TargetLink>]) -> Vec<SetLink> {
-        let port = 1024 + u16::from_be_bytes(random()) % 60_000;
-        let set = |(at, plan): (usize, &SetPlan)| SetLink {
-            number: (links.len() + at) as u16,
-            set: plan.set,
-            key: random(),
-            group: (at < GROUPS_MAX).then(|| SocketAddr::new(random_group(&self.ctx.config.multicast), port)),
-        };
-        schedule.multicast().iter().enumerate().map(set).collect()
-    }
-
-    /// Gives the sets to their members, and waits until each has joined what it can.
-    async fn grant(
-        &self,
-        sets: &[SetLink],
-        links: &[Arc<TargetLink>],
-        events: &mut UnboundedReceiver<Event>,
-        to_events: &UnboundedSender<Event>,
-    ) -> Result<(), Stop> {
-        let mut waiting = HashSet::new();
-        for (number, link) in links.iter().enumerate() {
-            let member = |set: &&SetLink| set.set.contains(TargetId(number as u8));
-            let grant = |set: &SetLink| SetGrant { set: set.number, key: set.key, group: set.group };
-            let grants: Vec<SetGrant> = sets.iter().filter(member).map(grant).collect();
-            if !grants.is_empty() {
-                waiting.insert(number as u16);
-                link.send(Message::Grant(grants));
-            }
-        }
-        let mut early = Vec::new();
-        let deadline = tokio::time::Instant::now() + GRANT_DEADLINE;
-        while !waiting.is_empty() {
-            let event = tokio::select! {
-                event = tokio::time::timeout_at(deadline, events.recv()) => event,
-                () = self.cancel.cancelled() => return Err(Stop::Cancelled),
-            };
-            match event {
-                Ok(Some(Event::Target(target, Message::Granted { failed, .. }))) => {
-                    waiting.remove(&target);
-                    for (_, reason) in failed {
-                        let name = links[usize::from(target)].name();
-                        let text = format!(
-                            "{name} can't join a multicast group, and is sent what it lacks by TCP: {reason}"
-                        );
-                        self.sink.emit(JobEvent::Warning { guest: None, text });
-                    }
-                }
-                Ok(Some(event)) => {
-                    if let Event::TargetLost(target, _) = &event {
-                        waiting.remove(target);
-                    }
-                    early.push(event);
-                }
-                Ok(None) | Err(_) => {
-                    let names: Vec<&str> =
-                        waiting.iter().map(|target| links[usize::from(*target)].name()).collect();
-                    return Err(Stop::Failed(format!(
-                        "no answer about multicast groups from {}",
-                        names.join(", ")
-                    )));
-                }
-            }
-        }
-        for event in early {
-            let _ = to_events.send(event);
-        }
-        Ok(())
-    }
-
     /// Opens the session at a target: keys, its own set, the data connection.
     async fn open_target(
         &self,
@@ -337,7 +269,7 @@ impl Run {
         }
         // Its answer says that the session is there for a data connection to find.
         match tokio::time::timeout(GRANT_DEADLINE, receiver.recv()).await {
-            Ok(Ok(Some(Message::Granted { .. }))) => {}
+            Ok(Ok(Some(Message::Granted))) => {}
             Ok(Ok(Some(_))) => return Err(fault("answers what was not asked".to_owned())),
             Ok(Ok(None)) => return Err(fault("closed the connection".to_owned())),
             Ok(Err(error)) => return Err(fault(error.to_string())),

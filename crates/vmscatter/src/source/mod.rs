@@ -12,20 +12,20 @@
 //! - [`plan`](run_plan): the same phases, and what would follow; `sample`: how well guests' pages compress
 //! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once, [`effort`]: with how much
 //!   of the processors; `scan`: and what is identical is shown
-//! - `scatter`: shared contents go out, after `probe` has told whom multicast reaches; `stream`: a VM's stream; `encode`: threads that compress; `link`: the
-//!   connections to a target
+//! - `groups`: which target sets share a multicast group; `scatter`: shared contents go out; `stream`: a VM's stream; `encode`:
+//!   threads that compress; `link`: the connections to a target
 
 mod actor;
 pub mod collect;
 pub mod effort;
 mod encode;
+mod groups;
 mod guest;
 mod link;
 mod migrate;
 mod milestones;
 mod plan;
 mod prepare;
-mod probe;
 mod sample;
 mod scan;
 mod scatter;

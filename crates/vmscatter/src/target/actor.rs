@@ -1,6 +1,7 @@
 //! The thread that feeds and drains core's [`TargetSession`]: it waits, feeds, drains, and decides nothing.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,9 +11,8 @@ use tokio::runtime::Handle;
 use vmscatter_core::session::{SessionKeys, TargetAction, TargetEntryKind, TargetSession};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport;
-use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
+use vmscatter_core::wire::control::{Message, VmSpec};
 use vmscatter_core::wire::piece::session_tag;
-use vmscatter_core::wire::seal::{Channel, OpenKey};
 
 use super::data::{DataConnection, Registration};
 use super::incoming::{self, Incoming};
@@ -240,7 +240,11 @@ impl Actor {
                 // A connection that is lost is told of by its reader.
                 let _ = self.about.control.blocking_send(message);
             }
-            TargetAction::Join(grants) => self.join(grants),
+            TargetAction::Join { set, group } => {
+                let error = self.join(group).err();
+                self.session.joined(set, error);
+            }
+            TargetAction::Leave { group } => self.leave_group(group),
             TargetAction::Start(spec) => self.start(spec),
             TargetAction::Write { vm, output } => {
                 if let Some(pipe) = self.vms.get(&vm).and_then(|state| state.pipe.as_ref()) {
@@ -254,27 +258,23 @@ impl Actor {
         }
     }
 
-    fn join(&mut self, grants: Vec<SetGrant>) {
-        let interface = self.ctx.interface(self.about.peer.local_addr);
-        let channels = [Channel::MULTICAST, Channel::PROBE, Channel::unicast(self.about.target)];
-        let (mut joined, mut failed) = (Vec::new(), Vec::new());
-        for grant in grants {
-            self.session.receiver().add_set(grant.set, OpenKey::new(&grant.key, &channels));
-            let result = match (grant.group, &interface) {
-                (None, _) => Ok(()),
-                (Some(_), Err(error)) => Err(error.to_string()),
-                (Some(group), Ok(interface)) => {
-                    let specific = self.ctx.config.multicast.source_specific;
-                    let source = specific.then_some(self.about.peer.addr.ip());
-                    self.groups.join(group, source, interface, &self.to_batches).map_err(|e| e.to_string())
-                }
-            };
-            match result {
-                Ok(()) => joined.push(grant.set),
-                Err(reason) => failed.push((grant.set, reason)),
-            }
+    /// The one source whose datagrams are wanted, where groups are joined for one.
+    fn group_source(&self) -> Option<IpAddr> {
+        self.ctx.config.multicast.source_specific.then_some(self.about.peer.addr.ip())
+    }
+
+    fn join(&mut self, group: SocketAddr) -> Result<(), String> {
+        let interface = self.ctx.interface(self.about.peer.local_addr).map_err(|e| e.to_string())?;
+        let joined = self.groups.join(group, self.group_source(), &interface, &self.to_batches);
+        joined.map_err(|e| e.to_string())
+    }
+
+    /// A group that can't be left brings what nobody here can open, until the session ends.
+    fn leave_group(&mut self, group: SocketAddr) {
+        let Ok(interface) = self.ctx.interface(self.about.peer.local_addr) else { return };
+        if let Err(error) = self.groups.leave(group, self.group_source(), &interface) {
+            tracing::debug!(%group, "can't be left: {error}");
         }
-        self.session.granted(joined, failed);
     }
 
     fn start(&mut self, spec: VmSpec) {

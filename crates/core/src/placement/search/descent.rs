@@ -7,8 +7,6 @@ use super::state::State;
 const CHAIN_TARGETS: usize = 3;
 /// Chains that are tried, of those that promise something.
 const CHAIN_TRIES: usize = 4;
-/// VMs that are looked at between two questions whether to stop.
-const STOP_VMS: u32 = 64;
 
 /// VMs whose moves have to be looked at, since something near them has changed.
 pub(super) struct Queue {
@@ -36,10 +34,6 @@ impl Queue {
         self.is_in[vm] = false;
         Some(vm)
     }
-
-    fn clear(&mut self) {
-        while self.next().is_some() {}
-    }
 }
 
 /// A change for the better.
@@ -53,17 +47,11 @@ impl Search<'_, '_> {
     /// that nothing else improves.
     pub(super) fn descend(&mut self, with_chains: bool) {
         self.random.shuffle(&mut self.queue.vms);
-        let mut looked = 0;
         while let Some(vm) = self.queue.next() {
-            looked += 1;
-            if looked % STOP_VMS == 0 && self.is_stopped() {
-                self.queue.clear();
-                return;
-            }
             if self.state.model.rules.pinned[vm].is_some() {
                 continue;
             }
-            while self.improve(vm, with_chains) {}
+            while !self.is_stopped() && self.improve(vm, with_chains) {}
         }
     }
 

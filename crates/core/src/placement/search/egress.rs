@@ -9,16 +9,21 @@ const TRIES_MAX: usize = 2_000;
 /// Members of groups that are walked over, all tries together.
 const WALKED_MAX: usize = 200_000_000;
 
-/// Moves VMs and swaps them where that costs nothing and the source sends less, until nothing more is found. Where only a sample
+/// Moves VMs and swaps them where that costs nothing and the source sends less, until nothing more is found, or
+/// `stop` says so. Where only a sample
 /// of the groups is searched, it is not known what costs nothing, and nothing is done.
-pub(in crate::placement) fn lessen_egress(model: &Model, placed: Vec<u8>) -> Vec<u8> {
+pub(in crate::placement) fn lessen_egress(
+    model: &Model,
+    placed: Vec<u8>,
+    stop: &mut dyn FnMut() -> bool,
+) -> Vec<u8> {
     let groups = model.problem.groups;
     let egress = |placed: &[u8]| {
         let placement: Vec<TargetId> = placed.iter().copied().map(TargetId).collect();
         egress_contents(groups, &placement, model.problem.group_addresses)
     };
     let mut least = egress(&placed);
-    if least == groups.contents() || !model.sample.is_whole() {
+    if least == groups.contents() || !model.sample.is_whole() || stop() {
         return placed;
     }
     let members: usize = groups.shared.iter().map(|group| group.vms.len()).sum();
@@ -27,6 +32,9 @@ pub(in crate::placement) fn lessen_egress(model: &Model, placed: Vec<u8>) -> Vec
     let mut improved = true;
     while std::mem::take(&mut improved) {
         for vm in (0..placed.len()).filter(|vm| model.rules.pinned[*vm].is_none()) {
+            if stop() {
+                return state.placed;
+            }
             for step in free_steps(&state, vm) {
                 if tries == 0 {
                     return state.placed;
@@ -60,7 +68,7 @@ fn free_steps(state: &State, vm: usize) -> Vec<Step> {
     let moves = targets
         .filter(|target| state.move_cost(vm, *target) == 0 && state.load.fits(vm, usize::from(*target)));
     let others = (0..state.placed.len()).filter(|other| state.placed[*other] != here);
-    let swaps = others.filter(|other| state.can_swap(vm, *other) && state.swap_cost(vm, *other) == 0);
+    let swaps = others.filter(|other| state.can_swap(vm, *other) && state.swap_is_free(vm, *other));
     moves.map(Step::Move).chain(swaps.map(Step::Swap)).collect()
 }
 

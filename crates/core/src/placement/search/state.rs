@@ -19,7 +19,7 @@ pub(super) struct State<'m> {
     cost: u64,
     /// Targets that have a VM.
     used: u32,
-    /// VMs of a group behind a link: groups by links.
+    /// VMs of a group behind a link: links by groups.
     counts: Vec<u16>,
     /// What a VM costs at a target beside the others, whether it is there or not: targets by VMs. Over each link on the way
     /// it brings what no other VM behind that link has.
@@ -44,9 +44,9 @@ impl<'m> State<'m> {
             let price: u64 = path.iter().map(|link| links.cost[*link as usize]).sum();
             state.extra.extend(sample.alone.iter().map(|contents| price * contents));
         }
-        for vm in 0..placed.len() {
-            state.occupy(vm, placed[vm]);
-            state.cost += state.extra_cost(vm, placed[vm]);
+        for (vm, target) in placed.iter().enumerate() {
+            state.occupy(vm, *target);
+            state.cost += state.extra_cost(vm, *target);
         }
         for group in 0..sample.groups() {
             state.count(group);
@@ -57,14 +57,13 @@ impl<'m> State<'m> {
     /// Counts a group that is not counted yet.
     fn count(&mut self, group: usize) {
         let (sample, links) = (&self.model.sample, &self.model.links);
-        let row = &mut self.counts[group * links.len()..][..links.len()];
         for vm in sample.members(group) {
             for link in &links.paths[usize::from(self.placed[usize::from(*vm)])] {
-                row[*link as usize] += 1;
+                self.counts[*link as usize * sample.groups() + group] += 1;
             }
         }
         for link in 0..links.len() {
-            let count = self.counts[group * links.len() + link];
+            let count = self.counts[link * sample.groups() + group];
             self.cost += if count > 0 { links.cost[link] * sample.contents[group] } else { 0 };
             self.change_extra(group, link, None, count, |extra, cost| *extra += cost);
         }
@@ -120,12 +119,13 @@ impl<'m> State<'m> {
         best
     }
 
-    /// What two VMs cost more in each other's place.
-    pub(super) fn swap_cost(&self, one: usize, other: usize) -> i64 {
+    /// Whether two VMs cost the same in each other's place.
+    pub(super) fn swap_is_free(&self, one: usize, other: usize) -> bool {
         let (a, b) = (self.placed[one], self.placed[other]);
         let gain =
             |vm: usize, from: u8, to: u8| self.extra_cost(vm, to) as i64 - self.extra_cost(vm, from) as i64;
-        gain(one, a, b) + gain(other, b, a) + self.kept(one, other) as i64
+        let moves = gain(one, a, b) + gain(other, b, a);
+        moves <= 0 && moves + self.kept(one, other) as i64 == 0
     }
 
     /// What both moves of a swap, each by itself, would count as gained, though a content that both VMs hold, and
@@ -135,9 +135,8 @@ impl<'m> State<'m> {
         let (old, new) = (self.path(self.placed[one]), self.path(self.placed[other]));
         let common = old.iter().zip(new).take_while(|(a, b)| a == b).count();
         let kept = |group: usize| {
-            let counts = &self.counts[group * links.len()..][..links.len()];
-            let alone =
-                old[common..].iter().chain(&new[common..]).filter(|link| counts[**link as usize] == 1);
+            let is_one = |link: &&u32| self.counts[**link as usize * sample.groups() + group] == 1;
+            let alone = old[common..].iter().chain(&new[common..]).filter(is_one);
             alone.map(|link| links.cost[*link as usize]).sum::<u64>() * sample.contents[group]
         };
         both(sample.groups_of(one), sample.groups_of(other)).map(kept).sum()
@@ -181,7 +180,7 @@ impl<'m> State<'m> {
         self.cost -= self.extra_cost(vm, target);
         for link in self.path(target) {
             for group in self.model.sample.groups_of(vm) {
-                let count = &mut self.counts[*group as usize * self.model.links.len() + *link as usize];
+                let count = &mut self.counts[*link as usize * self.model.sample.groups() + *group as usize];
                 *count -= 1;
                 let others = *count;
                 self.change_extra(*group as usize, *link as usize, Some(vm), others, |extra, cost| {
@@ -197,7 +196,7 @@ impl<'m> State<'m> {
         self.cost += self.extra_cost(vm, target);
         for link in self.path(target) {
             for group in self.model.sample.groups_of(vm) {
-                let count = &mut self.counts[*group as usize * self.model.links.len() + *link as usize];
+                let count = &mut self.counts[*link as usize * self.model.sample.groups() + *group as usize];
                 let others = *count;
                 *count += 1;
                 self.change_extra(*group as usize, *link as usize, Some(vm), others, |extra, cost| {

@@ -26,12 +26,12 @@ proptest! {
             prop_assert!(case.search().is_err());
             return Ok(());
         };
-        let bound = case.with(|problem| lower_bound(problem)).unwrap();
+        let bound = case.with(lower_bound).unwrap();
         prop_assert!(bound <= best.1, "bound {} above the optimum {}", bound, best.1);
         let found = case.search().unwrap();
         prop_assert!(case.is_allowed(&found.placement));
         prop_assert!(case.score(&found.placement) >= best);
-        let greedy = case.with(|problem| greedy(problem)).unwrap();
+        let greedy = case.with(greedy).unwrap();
         prop_assert!(case.is_allowed(&greedy));
     }
 }
@@ -172,7 +172,7 @@ fn errors_name_what_stands_in_the_way() {
         change(&mut case);
         assert_eq!(case.brute_force(), None);
         let error = case.solve().unwrap_err();
-        assert_eq!(case.with(|problem| greedy(problem)), Err(error.clone()));
+        assert_eq!(case.with(greedy), Err(error.clone()));
         error.to_string()
     };
     assert_eq!(

@@ -95,12 +95,23 @@ pub struct SenderCounters {
     pub losses: u64,
 }
 
+/// Where a set's frames are that go by multicast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MulticastProgress {
+    /// Some have not left entirely.
+    pub is_leaving: bool,
+    /// Members that have not acknowledged all of them, as bits.
+    pub waiting: u128,
+}
+
 /// A target set.
 #[derive(Debug)]
 struct Set {
     members: TargetMask,
     /// Members that are not reached by multicast.
     by_unicast: TargetMask,
+    /// What is missed of its frames goes over TCP, however many miss it.
+    repairs_by_unicast: bool,
     /// Packet number of the next datagram.
     next_number: u64,
 }
@@ -236,7 +247,9 @@ impl Sender {
             self.targets.entry(*target).or_insert_with(|| Target::new(Time::ZERO));
         }
         let by_unicast = if multicast { 0 } else { mask };
-        let old = self.sets.insert(set, Set { members: mask, by_unicast, next_number: 0 });
+        let old = self
+            .sets
+            .insert(set, Set { members: mask, by_unicast, repairs_by_unicast: false, next_number: 0 });
         assert!(old.is_none(), "set {set} is there already");
     }
 
@@ -245,6 +258,26 @@ impl Sender {
         if let Some(set) = self.sets.get_mut(&set) {
             set.by_unicast |= mask_of(target) & set.members;
         }
+    }
+
+    /// Nothing of the set goes to its multicast group any more: what is missed of its frames goes over TCP. To be called
+    /// when members leave the group; frames of the set must have left entirely by then, see
+    /// [`Sender::multicast_progress`].
+    pub fn repair_by_unicast(&mut self, set: u16) {
+        if let Some(set) = self.sets.get_mut(&set) {
+            set.repairs_by_unicast = true;
+        }
+    }
+
+    /// How far the set's frames have got by multicast.
+    pub fn multicast_progress(&self, set: u16) -> MulticastProgress {
+        let mut progress = MulticastProgress::default();
+        for frame in self.frames.values().filter(|frame| frame.set == set) {
+            let waiting = frame.multicast_waiting();
+            progress.is_leaving |= waiting != 0 && frame.multicast_next < frame.count;
+            progress.waiting |= waiting;
+        }
+        progress
     }
 
     /// A target has died or left: nothing goes to it any more and its acknowledgements are not waited for.

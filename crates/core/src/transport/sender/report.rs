@@ -140,7 +140,10 @@ impl Sender {
         let open = self.frames.get_mut(&number).expect("the caller has looked");
         let repair = open.repair.get_mut(&index).expect("what is pending is missed");
         let missing = std::mem::take(&mut repair.missing) & open.waiting;
-        let by_multicast = missing & !open.by_unicast & !repair.unicast;
+        let by_multicast = match self.sets[&open.set].repairs_by_unicast {
+            true => 0,
+            false => missing & !open.by_unicast & !repair.unicast,
+        };
         let by_unicast = if by_multicast.count_ones() >= 2 && repair.rounds < MULTICAST_REPAIR_ROUNDS_MAX {
             repair.rounds += 1;
             repair.queued = true;

@@ -157,6 +157,10 @@ impl Sender {
             let Some(open) = self.frames.get(&number).filter(|open| open.multicast_waiting() != 0) else {
                 continue;
             };
+            if self.sets[&open.set].repairs_by_unicast {
+                self.repair_at_all(number, first, now);
+                continue;
+            }
             let max = self.run_pieces_max(open.piece_bytes);
             let mut pieces = 1;
             while pieces < max && self.multicast_repairs.front() == Some(&(number, first + pieces)) {
@@ -167,6 +171,18 @@ impl Sender {
             return Some(self.multicast_run(now, number, first, pieces));
         }
         None
+    }
+
+    /// A repair that was to go by multicast goes over TCP: nothing is known any more of who has missed it.
+    fn repair_at_all(&mut self, number: u64, index: u16, now: Time) {
+        let Some(open) = self.frames.get_mut(&number) else { return };
+        let waiting = open.multicast_waiting();
+        let repair = open.repair.entry(index).or_default();
+        (repair.queued, repair.unicast_at) = (false, now);
+        repair.unicast |= waiting;
+        for target in targets_of(waiting) {
+            self.target(target).unicast_repairs.push_back((number, index));
+        }
     }
 
     /// Numbers these pieces' datagrams and pays for them.

@@ -109,17 +109,13 @@ impl Source<'_> {
 
     /// Until multicast reaches every target: joins take the switch a moment.
     fn probe(&mut self) -> Result<()> {
-        let mut key = SealKey::new(&self.task.key(SET), Channel::PROBE);
         let mut waiting: HashSet<u16> = (0..self.links.len() as u16).collect();
         let start = Instant::now();
         while !waiting.is_empty() {
             if start.elapsed() > PROBE_MAX {
                 bail!("multicast does not reach {waiting:?}");
             }
-            let header = PieceHeader::whole(PieceKind::Probe, SET, self.task.session, 0, 16);
-            let mut piece = Vec::new();
-            seal_piece(&mut key, &header, &[0; 16], &mut piece)?;
-            self.outlet.send_datagram(SET, &piece);
+            self.outlet.probe(SET);
             while let Ok((target, said)) = self.said.recv_timeout(PROBE_INTERVAL) {
                 if matches!(said, Said::Heard) {
                     waiting.remove(&target);
