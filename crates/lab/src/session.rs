@@ -220,9 +220,9 @@ impl Session {
         progress.step(&format!("{}: moving {} guests", mode.name(), self.guests.len()));
         let start = Start::now()?;
         let (arrivals, distinct_nonzero_bytes) = match agents {
-            None => (baseline::migrate_all(&self, mode, settings, progress)?, None),
+            None => (baseline::migrate_all(self, mode, settings, progress)?, None),
             Some(agents) => {
-                let (arrivals, bytes) = agents.migrate_all(&self, mode, settings, progress)?;
+                let (arrivals, bytes) = agents.migrate_all(self, mode, settings, progress)?;
                 (arrivals, Some(bytes))
             }
         };

@@ -2,7 +2,7 @@
 //!
 //! - [`Record`]: one entry; [`Entry`]: what it says
 //! - [`Book`]: where every guest stands, once all records have been applied
-//! - [`file`]: how records lie in the file, and how a torn end is told apart from damage
+//! - [`mod@file`]: how records lie in the file, and how a torn end is told apart from damage
 //!
 //! ```text
 //! source:  Prepared ─► Streaming ─► Stopped ─► Released ─► Committed ─► Done

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use vmscatter::agent::protocol::PlacementRules;
+use vmscatter::agent::protocol::{GROUPS_DEFAULT, PlacementRules};
 use vmscatter::plan::place::{self, Candidates};
 use vmscatter_core::page::PAGE_SIZE;
 use vmscatter_core::placement::{
@@ -208,7 +208,7 @@ fn compute(groups: &HolderGroups, targets: usize, options: &Options, settings: &
         groups,
         tree: &tree,
         few_targets: false,
-        group_addresses: place::GROUPS_MAX,
+        group_addresses: GROUPS_DEFAULT,
     };
     Ok(Row {
         targets,

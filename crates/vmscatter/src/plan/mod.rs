@@ -234,7 +234,8 @@ fn one_less(input: &Input, cost: &Cost, place_time: Duration) -> Option<Alternat
     let tried = order.into_iter().take(LEFT_OUT_MAX).filter_map(without);
     let (name, solution) = tried.min_by_key(|(_, solution)| solution.cost)?;
     let cost = Cost::of(input, &solution, targets.len() - 1, place_time);
-    Some(Alternative { without: Some(name), guests: 0, predicted: cost.predicted })
+    let targets_used = solution.targets_used as u64;
+    Some(Alternative { without: Some(name), targets_used, predicted: cost.predicted })
 }
 
 /// With a target that has the mean of the others' memory.
@@ -248,9 +249,8 @@ fn one_more(input: &Input, place_time: Duration) -> Option<Alternative> {
     targets.push(Target { name: "one more target".into(), free_bytes });
     let solution = place(input, &candidates, &network).ok()?;
     let cost = Cost::of(input, &solution, candidates.targets.len(), place_time);
-    let added = candidates.targets.len() - 1;
-    let guests = solution.placement.iter().filter(|to| usize::from(to.0) == added).count() as u64;
-    Some(Alternative { without: None, guests, predicted: cost.predicted })
+    let targets_used = solution.targets_used as u64;
+    Some(Alternative { without: None, targets_used, predicted: cost.predicted })
 }
 
 fn guests(input: &Input, solution: &Solution) -> Vec<PlanGuest> {

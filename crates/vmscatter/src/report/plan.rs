@@ -210,8 +210,8 @@ pub struct TierBytes {
 pub struct Alternative {
     /// The target that would be left out; `None`: one is added.
     pub without: Option<String>,
-    /// Guests that the added one would get.
-    pub guests: u64,
+    /// Targets that would get guests.
+    pub targets_used: u64,
     /// What it would be.
     pub predicted: Prediction,
 }

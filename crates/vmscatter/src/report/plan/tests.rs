@@ -41,10 +41,10 @@ fn plan() -> Plan {
         off_the_shelf: prediction(1_000_000_000, 1_000_000_000, 8.0),
         one_less: Some(Alternative {
             without: Some("t2".into()),
-            guests: 0,
+            targets_used: 1,
             predicted: prediction(390_000_000, 390_000_000, 3.5),
         }),
-        one_more: Some(Alternative { without: None, guests: 0, predicted: prediction(1, 1, 1.0) }),
+        one_more: Some(Alternative { without: None, targets_used: 1, predicted: prediction(1, 1, 1.0) }),
         topology: None,
         target_sets: 1,
         joins_and_leaves: 4,
@@ -66,7 +66,7 @@ fn a_plan_says_what_it_would_cost_and_how_good_it_is() {
         "link: 1000 Mbit/s, assumed",
         "multicast to 1 target sets, 4 joins and leaves\n",
         "one target less (without t2): transferred -10.00 MB, network traffic -110.00 MB, time -0.5 s\n",
-        "one target more: would stay empty",
+        "one target more: changes nothing, as one would stay empty\n",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -85,7 +85,7 @@ fn several_hosts_a_sample_compression_and_a_topology_are_told() {
     plan.rate.origin = RateOrigin::Measured;
     plan.rate.hosts_measured_unix_s = Some(1);
     plan.placement.bound = plan.placement.cost;
-    plan.one_more.as_mut().unwrap().guests = 1;
+    plan.one_more.as_mut().unwrap().targets_used = 2;
     plan.topology = Some(TopologyReport {
         tiers: vec![TierBytes {
             tier: "core".into(),

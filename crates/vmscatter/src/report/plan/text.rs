@@ -166,9 +166,10 @@ fn alternatives(plan: &Plan) -> String {
         text.push_str(&format!("one target less (without {without}): {}\n", change(&plan.predicted, less)));
     }
     if let Some(more) = &plan.one_more {
-        let effect = match more.guests {
-            0 => "would stay empty: an even spread needs no more".to_owned(),
-            _ => change(&plan.predicted, more),
+        let used = plan.targets.iter().filter(|target| !target.guests.is_empty()).count() as u64;
+        let effect = match more.targets_used > used {
+            true => change(&plan.predicted, more),
+            false => "changes nothing, as one would stay empty".to_owned(),
         };
         text.push_str(&format!("one target more: {effect}\n"));
     }
