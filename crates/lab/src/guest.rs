@@ -52,6 +52,24 @@ pub struct GuestOptions {
     pub machine: String,
     /// What runs in them beside the load that all guests have.
     pub workload: Option<Workload>,
+    /// Contents that only some of them have in common.
+    pub shared: Option<SharedSets>,
+}
+
+/// Contents for each set of two or more of some guests: just the guests of the set hold them.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedSets {
+    /// The guests of which there are sets: these first ones.
+    pub guests: usize,
+    /// Pages for each set.
+    pub pages: usize,
+}
+
+impl SharedSets {
+    /// What guest number `number` is told of it.
+    fn kernel_words(&self, number: usize) -> String {
+        format!(" load.shared={number},{},{}", self.guests, self.pages)
+    }
 }
 
 impl Default for GuestOptions {
@@ -62,6 +80,7 @@ impl Default for GuestOptions {
             dirty_kib_per_s: DIRTY_KIB_PER_S,
             machine: "pc".to_owned(),
             workload: None,
+            shared: None,
         }
     }
 }
@@ -89,9 +108,10 @@ impl GuestFile {
         };
         // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
         let append = format!(
-            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}{}",
+            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}{}{}",
             options.dirty_kib_per_s,
-            options.workload.map_or(String::new(), |workload| workload.kernel_words(number))
+            options.workload.map_or(String::new(), |workload| workload.kernel_words(number)),
+            options.shared.map_or(String::new(), |shared| shared.kernel_words(number))
         );
         let arguments = [
             QEMU,

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use lab::collect::{self, CollectOptions};
 use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
+use lab::groups::{self, Way};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::predict::{self, PredictOptions};
 use lab::session::Settings;
@@ -28,7 +29,8 @@ struct Cli {
 enum Command {
     /// Boot guests, move them in each mode, print one table
     Demo(DemoArguments),
-    /// Move guests in each mode and compare all RAM; then see that one flipped bit is found
+    /// Move guests in each mode and compare all RAM; then see that one flipped bit is found, and that one group serves all
+    /// sets of hosts
     EndToEnd(EndToEndArguments),
     /// Move guests while things go wrong: loss, dead targets, cancellation and the like
     Faults(FaultsArguments),
@@ -46,6 +48,8 @@ enum Command {
     Placement(PlacementArguments),
     /// Measure what working guests feel of their memory being collected
     Collect(CollectArguments),
+    /// Move guests with few and with many multicast groups, and count joins and leaves at the switch
+    Groups(GroupsArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -197,6 +201,31 @@ struct CollectArguments {
     vmscatter: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct GroupsArguments {
+    /// Number of guests, each to a host of its own
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(2..=10))]
+    guests: u16,
+    /// Numbers of groups
+    #[arg(long, value_delimiter = ',', value_name = "K", default_value = "1,2,4,16", value_parser = clap::value_parser!(u16).range(1..=64))]
+    groups: Vec<u16>,
+    /// Pages that the guests of each set have in common
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pages: u16,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Rate of every link, in tc's notation
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
+    rate: String,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum AccelChoice {
     /// KVM if a guest boots with it, else TCG
@@ -265,6 +294,10 @@ fn main() -> ExitCode {
             }
         }
         Command::Collect(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
+        Command::Groups(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
@@ -337,7 +370,7 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
-                workload: None,
+                ..GuestOptions::default()
             },
             compare_ram: self.compare_ram,
             damage: None,
@@ -390,11 +423,41 @@ impl EndToEndArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
         let settings = test_settings(self.accel, true, vmscatter)?;
-        let wrong = demo::end_to_end(settings, &self.modes)?;
+        let mut wrong = demo::end_to_end(settings.clone(), &self.modes)?;
+        if self.modes.contains(&Mode::Scatter) {
+            wrong.extend(groups::end_to_end(&Settings { compare_ram: false, ..settings })?);
+        }
         for line in &wrong {
             println!("{line}");
         }
         Ok(wrong.is_empty())
+    }
+}
+
+impl GroupsArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions {
+            memory_mib: self.memory,
+            accel: self.accel.resolve(self.memory)?,
+            ..GuestOptions::default()
+        };
+        let guests = usize::from(self.guests);
+        let settings = Settings {
+            guests,
+            hosts: guests,
+            rate: self.rate,
+            guest,
+            compare_ram: false,
+            damage: None,
+            vmscatter,
+        };
+        let way = |groups: &u16, unsorted| Way { groups: usize::from(*groups), unsorted };
+        // With fewest groups the order matters most.
+        let fewest = self.groups.iter().min().map(|groups| way(groups, true));
+        let ways: Vec<Way> =
+            fewest.into_iter().chain(self.groups.iter().map(|groups| way(groups, false))).collect();
+        groups::run(&settings, &ways, usize::from(self.pages))
     }
 }
 

@@ -122,6 +122,8 @@ impl Network {
             &["-n", switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", host],
         )?;
         run("ip", &["-n", switch, "link", "set", &port, "master", "br0", "up"])?;
+        // One host on each port: what it leaves need not be asked for behind it.
+        run("ip", &["-n", switch, "link", "set", &port, "type", "bridge_slave", "fastleave", "on"])?;
         run("ip", &["-n", host, "addr", "add", &format!("{address}/24"), "brd", "+", "dev", "eth0"])?;
         run("ip", &["-n", host, "link", "set", "eth0", "up"])?;
         run("ip", &["-n", host, "route", "add", "224.0.0.0/4", "dev", "eth0"])?;
@@ -152,6 +154,11 @@ impl Network {
             run("tc", &[&place[..], &shape[..]].concat())?;
         }
         Ok(())
+    }
+
+    /// The switch, whose ports see everything.
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
     }
 
     /// Drops a random share of the packets that arrive at `link`'s host, `per_mille` of 1000; 0 drops nothing.

@@ -15,8 +15,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use vmscatter::agent::protocol::{GROUPS_DEFAULT, PlacementRules};
+use vmscatter::agent::protocol::PlacementRules;
 use vmscatter::plan::place::{self, Candidates};
+use vmscatter_core::limits::SCHEDULE_SETS_MAX;
 use vmscatter_core::page::PAGE_SIZE;
 use vmscatter_core::placement::{
     DeliveryTree, HolderGroups, Method, Problem, TargetCapacity, TargetId, VmDemand, greedy, lower_bound,
@@ -208,7 +209,7 @@ fn compute(groups: &HolderGroups, targets: usize, options: &Options, settings: &
         groups,
         tree: &tree,
         few_targets: false,
-        group_addresses: GROUPS_DEFAULT,
+        group_addresses: SCHEDULE_SETS_MAX,
     };
     Ok(Row {
         targets,

@@ -61,12 +61,19 @@ impl Speeds {
         last.map(|last| Known { last, link_bytes_per_s: (link > 0.0).then_some(link) })
     }
 
-    /// Keeps what a migration has measured.
+    /// Keeps what a migration has measured. What it has not, as nobody had to wait for the incoming QEMUs, stays as it was.
     pub fn keep(&self, compressed: bool, measured: &Measured) {
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-        let entry = Some(Entry { unix_s, measured: *measured });
         let _writing = self.writing.lock().unwrap_or_else(|e| e.into_inner());
         let mut kept = self.read();
+        let mut measured = *measured;
+        if measured.prepare_a_vm_s == 0.0 {
+            let (same, other) =
+                if compressed { (kept.compressed, kept.plain) } else { (kept.plain, kept.compressed) };
+            let known = [same, other].into_iter().flatten().map(|entry| entry.measured.prepare_a_vm_s);
+            measured.prepare_a_vm_s = known.into_iter().find(|seconds| *seconds > 0.0).unwrap_or(0.0);
+        }
+        let entry = Some(Entry { unix_s, measured });
         if compressed {
             kept.compressed = entry
         } else {

@@ -137,6 +137,8 @@ pub struct ScatterOutcome {
     pub joins: u64,
     /// Leaves that they were told.
     pub leaves: u64,
+    /// From the first frame's reading until all are settled, in seconds.
+    pub time_s: f64,
     /// Contents that were sent once for all their holders.
     pub contents: u64,
     /// Addresses of guest pages that these contents fill.
@@ -179,6 +181,7 @@ impl ScatterOutcome {
         self.group_changes_planned += other.group_changes_planned;
         self.joins += other.joins;
         self.leaves += other.leaves;
+        self.time_s += other.time_s;
         self.contents += other.contents;
         self.addresses += other.addresses;
         self.frames += other.frames;

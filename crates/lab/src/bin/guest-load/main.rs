@@ -12,8 +12,8 @@
 //! - `E <reason>` if it can't go on.
 //!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
-//! to work all the time (0); and, for a program of the second disk, `load.workload=`, `load.family=` and `load.number=`
-//! (none).
+//! to work all the time (0); `load.shared=` number, guests and pages, for contents that only some guests have (none); and,
+//! for a program of the second disk, `load.workload=`, `load.family=` and `load.number=` (none).
 
 mod memory;
 mod sys;
@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memory::{DirtyArea, PAGE_SIZE, RandomData};
+use memory::{DirtyArea, PAGE_SIZE, RandomData, SharedData};
 use workload::Task;
 
 const TICK: Duration = Duration::from_millis(20);
@@ -39,6 +39,8 @@ struct Options {
     area_mib: usize,
     random_mib: usize,
     works: bool,
+    /// Which guest of how many this is, and the pages for each set of them.
+    shared: Option<(u32, u32, u64)>,
     task: Option<Task>,
 }
 
@@ -84,6 +86,7 @@ fn run() -> io::Result<std::convert::Infallible> {
     mount_disk("/dev/vda", "/disk")?;
     let files = Files::read("/disk")?;
     let random = Arc::new(RandomData::new(options.random_mib << 20, seed()?));
+    let shared = options.shared.map(|(number, guests, pages)| SharedData::new(number, guests, pages));
     let area = DirtyArea::new((options.area_mib << 20) / PAGE_SIZE, seed()?);
     let area = Arc::new(Mutex::new(area));
     say(
@@ -113,7 +116,10 @@ fn run() -> io::Result<std::convert::Infallible> {
     }
     serve(terminal, |command| match command {
         "check" => {
-            let answer = check(&files, &random, &area, started);
+            let answer = match shared.as_ref().is_none_or(SharedData::is_intact) {
+                true => check(&files, &random, &area, started),
+                false => Ok("C bad shared data".to_owned()),
+            };
             say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
         }
         "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
@@ -147,6 +153,10 @@ fn options(command_line: &str) -> Options {
         area_mib: value("load.area_mib", 8) as usize,
         random_mib: value("load.random_mib", 16) as usize,
         works: value("load.work", 0) != 0,
+        shared: text("load.shared").and_then(|text| {
+            let mut numbers = text.split(',').filter_map(|number| number.parse::<u32>().ok());
+            Some((numbers.next()?, numbers.next()?, numbers.next()?.into()))
+        }),
         task: task.map(|(workload, family)| Task { workload, family, number: value("load.number", 0) }),
     }
 }

@@ -125,6 +125,39 @@ impl DirtyArea {
     }
 }
 
+/// Pages that some guests have in common and that stay.
+pub(crate) struct SharedData {
+    pages: Vec<Page>,
+    /// For each page the set of guests that hold it, as bits, and its number there.
+    names: Vec<(u64, u64)>,
+}
+
+impl SharedData {
+    /// For each set of two or more of `guests` guests of which number `number`, from 1, is one: `pages` pages.
+    pub(crate) fn new(number: u32, guests: u32, pages: u64) -> Self {
+        let holds = |set: &u64| set >> (number - 1) & 1 == 1 && set.count_ones() > 1;
+        let sets = (0..1u64 << guests).filter(holds);
+        let names: Vec<(u64, u64)> = sets.flat_map(|set| (0..pages).map(move |page| (set, page))).collect();
+        let page = |(set, page): &(u64, u64)| {
+            let mut content = Page([0; WORDS]);
+            fill(&mut content.0, *set, *page, SHARED_GENERATION);
+            content
+        };
+        Self { pages: names.iter().map(page).collect(), names }
+    }
+
+    pub(crate) fn is_intact(&self) -> bool {
+        let mut expected = [0; WORDS];
+        self.pages.iter().zip(&self.names).all(|(content, (set, page))| {
+            fill(&mut expected, *set, *page, SHARED_GENERATION);
+            expected == content.0
+        })
+    }
+}
+
+/// None that a rewritten page comes to.
+const SHARED_GENERATION: u64 = u64::MAX;
+
 fn fill(words: &mut [u64; WORDS], secret: u64, index: u64, generation: u64) {
     let mut state = secret ^ index.rotate_left(40) ^ generation;
     words[0] = index;
@@ -161,6 +194,22 @@ mod tests {
         area.pages.swap(2, 3);
         area.pages[5].0[100] ^= 1;
         assert_eq!(area.first_damaged(), Some(5));
+    }
+
+    #[test]
+    fn shared_pages_are_the_same_in_just_the_guests_of_their_set() {
+        let guests: Vec<SharedData> = (1..=3).map(|number| SharedData::new(number, 3, 2)).collect();
+        // Sets {1,2}, {1,3}, {2,3} and {1,2,3}: three of them have each guest, with two pages.
+        assert!(guests.iter().all(|guest| guest.pages.len() == 6 && guest.is_intact()));
+        let holders = |content: &Page| {
+            guests.iter().filter(|guest| guest.pages.iter().any(|page| page.0 == content.0)).count()
+        };
+        let mut counts: Vec<usize> = guests[0].pages.iter().map(holders).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [2, 2, 2, 2, 3, 3]);
+        let mut damaged = SharedData::new(1, 3, 2);
+        damaged.pages[3].0[7] ^= 1;
+        assert!(!damaged.is_intact());
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub(super) struct Work {
     /// Targets that have left the scatter, as bits.
     left: u128,
     running: bool,
+    began: Option<Instant>,
     stopped: bool,
     told: Instant,
 }
@@ -77,6 +78,7 @@ impl Work {
             acked: HashMap::new(),
             left: 0,
             running: false,
+            began: None,
             stopped: false,
             told: Instant::now(),
             start: Instant::now(),
@@ -130,6 +132,8 @@ impl Work {
             self.tell();
             if self.running && self.is_over() {
                 self.running = false;
+                let time = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+                self.shared.outcome().time_s = time.as_secs_f64();
                 let _ = self.setup.events.send(Event::Scattered);
             }
         }
@@ -168,7 +172,10 @@ impl Work {
     fn obey(&mut self, order: Order) {
         let now = self.now();
         match order {
-            Order::Start => self.running = true,
+            Order::Start => {
+                self.running = true;
+                self.began = Some(Instant::now());
+            }
             // One that has left the scatter goes on acknowledging what was under way; that no longer counts.
             Order::Report(target, _) if self.left & (1 << target) != 0 => {}
             Order::Report(target, report) => {
