@@ -192,6 +192,9 @@ pub(super) struct PlanOptions {
     pub(super) hosts: Vec<units::SavedTarget>,
     #[command(flatten)]
     pub(super) placement: PlacementOptions,
+    /// Multicast groups, as in `migrate`.
+    #[arg(long, value_name = "K", default_value_t = GROUPS_DEFAULT)]
+    pub(super) groups: usize,
     /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19; only with --guest.
     #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, conflicts_with = "files", value_parser = units::compression)]
     pub(super) compress: Compression,

@@ -48,6 +48,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<LocalRequest, BadInput> {
         targets: options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?,
         rules: rules(&options.placement),
         topology: topology(&options.placement)?,
+        groups: Some(options.groups),
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         collect_cpu_percent: options.collect.cpu_percent,
@@ -69,6 +70,7 @@ pub(super) fn plan_saved(options: &PlanOptions) -> Result<Question, BadInput> {
         files: options.files.clone(),
         targets: options.hosts.iter().map(target).collect(),
         rules: rules(&options.placement),
+        groups: options.groups,
         bandwidth_bits: options.bandwidth,
         topology: topology(&options.placement)?,
     })

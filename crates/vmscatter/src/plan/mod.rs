@@ -17,7 +17,6 @@ use vmscatter_core::predict::{
 };
 use vmscatter_core::schedule::{Classes, SetLoad, order_sets};
 
-use crate::agent::protocol::GROUPS_DEFAULT;
 use crate::agent::speeds;
 use crate::report::outcome::PlacementOutcome;
 use crate::report::plan::{
@@ -53,6 +52,8 @@ pub struct Input {
     pub mtu: u32,
     /// What compression leaves.
     pub compressed: Compressed,
+    /// Multicast groups that target sets share.
+    pub groups: usize,
     /// How fast things go.
     pub speed: Speed,
     /// What it costs to bring contents to the targets.
@@ -181,7 +182,7 @@ impl Cost {
             };
             let sets: Vec<SetLoad> = volume.multicast().map(load).collect();
             cost.target_sets += sets.len() as u64;
-            cost.joins_and_leaves += order_sets(&sets, GROUPS_DEFAULT).joins_and_leaves(&sets);
+            cost.joins_and_leaves += order_sets(&sets, input.groups).joins_and_leaves(&sets);
             let times = PhaseTimes { place_s: place_time.as_secs_f64(), ..source.times };
             let predicted = prediction(&bytes, input.speed.pace.complete(times, &volume, &bytes));
             let off_the_shelf = off_the_shelf(input, times, &volume, targets);

@@ -13,7 +13,7 @@ use super::place::{Candidates, Guest, Target};
 use super::{Input, MTU_DEFAULT, Source, Speed, make};
 use crate::agent::config::read_bytes_bounded;
 use crate::agent::input::{BadInput, one_line};
-use crate::agent::protocol::{BANDWIDTH_BITS_MIN, GuestText, PlacementRules};
+use crate::agent::protocol::{BANDWIDTH_BITS_MIN, GuestText, PlacementRules, check_groups};
 use crate::report::plan::{BetweenHosts, Plan};
 
 /// Connecting took so long in the lab of this repository, with six guests and three targets.
@@ -30,6 +30,8 @@ pub struct Question {
     pub targets: Vec<Target>,
     /// Which guests may go where; a guest is called `NAME`, or `HOST/NAME` where several hosts have one of that name.
     pub rules: PlacementRules,
+    /// Multicast groups that target sets share.
+    pub groups: usize,
     /// Bits per second that may leave each host.
     pub bandwidth_bits: Option<u64>,
     /// The network between the hosts.
@@ -42,6 +44,7 @@ pub struct Question {
 /// One line on what is wrong with the question, or which constraint can't be met.
 pub fn plan(question: &Question) -> Result<Plan, BadInput> {
     check_targets(&question.targets)?;
+    check_groups(Some(question.groups))?;
     if question.bandwidth_bits.is_some_and(|bits| bits < BANDWIDTH_BITS_MIN) {
         return Err(BadInput::new("--bandwidth", "must be 1mbit or more"));
     }
@@ -92,6 +95,7 @@ pub fn plan(question: &Question) -> Result<Plan, BadInput> {
         ),
         mtu: MTU_DEFAULT,
         compressed: Compressed::NONE,
+        groups: question.groups,
         speed: Speed::of(question.bandwidth_bits, None),
         network,
     };

@@ -15,7 +15,7 @@ use super::sample::sample;
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, PlanRequest};
+use crate::agent::protocol::{self, GROUPS_DEFAULT, PlanRequest};
 use crate::plan::{Input, MTU_DEFAULT, Source, Speed, make};
 use crate::qemu::memory::GuestMemory;
 use crate::random::{random, random_uuid};
@@ -67,6 +67,7 @@ async fn plan(setting: &Setting<'_>, request: &PlanRequest) -> Result<PlanOutcom
         sampled: false,
         mtu: mtu(&resources),
         compressed: Compressed::NONE,
+        groups: request.groups.unwrap_or(GROUPS_DEFAULT),
         speed: Speed::of(request.bandwidth_bits, setting.ctx.speeds.known(compression.is_some())),
         network: setting.network(&request.targets, request.topology.as_ref())?,
     };

@@ -236,6 +236,7 @@ fn bad_input_is_one_line_and_needs_no_agent() {
         ),
         (&["--from", file, "--target", "t1", "--vms-max", "1"], "2 VMs, but the targets take at most 1"),
         (&["--from", file, "--target", "t1=1MiB"], "a needs 16777216 bytes; t1 has the most left, 1048576"),
+        (&["--from", file, "--target", "t1", "--groups", "0"], "--groups: must be 1 to"),
         (&["--from", file, "--target", "t1", "--bandwidth", "1kbit"], "--bandwidth: must be 1mbit or more"),
         (&["--from", file, "--target", "t1", "--topology", network], "net.toml: kind: 'ring'"),
         (&["--from", file, "--target", "t1", "--topology", good_network], "good.toml: "),
