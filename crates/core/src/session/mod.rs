@@ -4,9 +4,11 @@
 //! - [`Scatterer`]: reads shared contents again and makes frames of them
 //! - [`TargetSession`]: the same at a target; [`TargetVm`]: one VM's stream there
 //! - [`handoff`]: when QEMU may stop a guest
+//! - [`recovery`]: one end for every guest whose session did not bring it to one
 
 pub mod handoff;
 mod pages;
+pub mod recovery;
 pub mod sabotage;
 mod scatter;
 mod source;
@@ -15,9 +17,9 @@ mod target;
 mod target_vm;
 
 pub use scatter::{ScatterFrame, Scatterer};
-pub use source::{SourceAction, SourceEntryKind, SourceSession, VmStage};
+pub use source::{SourceAction, SourceSession, VmStage};
 pub use source_vm::{RecordCounts, SourceVm, SourceVmError, StreamFrame};
-pub use target::{TargetAction, TargetEntryKind, TargetSession};
+pub use target::{TargetAction, TargetSession};
 pub use target_vm::{Output, TargetVm, TargetVmError};
 
 use crate::limits::{BLOCK_PAGES_MAX, NAME_BYTES_MAX, VM_BLOCKS_MAX};
