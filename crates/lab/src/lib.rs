@@ -13,6 +13,8 @@ pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod net;
+pub mod placement;
+pub mod predict;
 pub mod progress;
 pub mod qmp;
 pub mod ram;
@@ -21,6 +23,7 @@ pub mod scatter;
 pub mod serial;
 pub mod session;
 pub mod state;
+pub mod transport;
 pub mod weight;
 
 pub use guest::{Accel, Guest, GuestFile, GuestOptions};

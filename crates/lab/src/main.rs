@@ -6,14 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
+use lab::predict::{self, PredictOptions};
 use lab::session::Settings;
-use lab::{Accel, GuestOptions, Mode, state};
+use lab::{Accel, GuestOptions, Mode, placement, state, transport};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -30,6 +31,18 @@ enum Command {
     EndToEnd(EndToEndArguments),
     /// Move guests while things go wrong: loss, dead targets, cancellation and the like
     Faults(FaultsArguments),
+    /// Measure the transport alone, without guests: under loss, beside TCP, with a slow receiver
+    Transport(TransportArguments),
+    /// One end of `transport`
+    #[command(hide = true)]
+    TransportPeer {
+        /// What to do, as JSON
+        task: String,
+    },
+    /// Ask `vmscatter plan` what moving idle guests will cost, move them, and compare
+    Predict(PredictArguments),
+    /// Compare random groupings of guests with the chosen one, as in the paper's Table 2 (scripts/table2 prepares it)
+    Placement(PlacementArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -85,12 +98,74 @@ struct EndToEndArguments {
 }
 
 #[derive(clap::Args)]
+struct PredictArguments {
+    /// Number of guests
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    guests: u16,
+    /// Number of target hosts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hosts: u16,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Rate of every link, in tc's notation
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
+    rate: String,
+    /// Modes: scatter, scatter+cm
+    #[arg(long, value_delimiter = ',', default_value = "scatter,scatter+cm")]
+    modes: Vec<Mode>,
+    /// Keep plan and migration to this rate, as `vmscatter --bandwidth` has it
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<String>,
+    /// Move no other guests before: the agent has measured nothing yet
+    #[arg(long)]
+    first: bool,
+    /// Write the comparison to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct FaultsArguments {
     /// Only these scenarios [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<Scenario>,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct TransportArguments {
+    /// Only these scenarios [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    only: Vec<transport::Scenario>,
+    /// Payload that goes to every receiver, MiB
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    mib: u64,
+    /// Rate of the source, Mbit/s on the link [default: congestion control]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
+    bandwidth: Option<u64>,
+    /// Send the same bytes with these too, under each loss
+    #[arg(long, value_delimiter = ',')]
+    rivals: Vec<transport::Rival>,
+}
+
+#[derive(clap::Args)]
+struct PlacementArguments {
+    #[command(flatten)]
+    options: placement::Options,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     accel: AccelChoice,
     /// The vmscatter program [default: beside this one]
     #[arg(long, value_name = "FILE")]
@@ -129,6 +204,41 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
+        Command::Transport(arguments) => {
+            let options = transport::Options {
+                scenarios: if arguments.only.is_empty() {
+                    transport::Scenario::ALL.to_vec()
+                } else {
+                    arguments.only
+                },
+                bytes: arguments.mib << 20,
+                rivals: arguments.rivals,
+                bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
+            };
+            ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
+        }
+        Command::TransportPeer { task } => match transport::peer::run(&task) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
+        },
+        Command::Predict(arguments) => {
+            let checked = check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref());
+            let foreign = arguments.modes.iter().find(|mode| !mode.needs_vmscatter());
+            match checked.and_then(|vmscatter| match foreign {
+                None => Ok(vmscatter),
+                Some(mode) => bail!("--modes: {} makes no plans", mode.name()),
+            }) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::Placement(arguments) => {
+            let json = arguments.options.json.clone();
+            match check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref()) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
@@ -198,6 +308,8 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
+                works: false,
+                workload: None,
             },
             compare_ram: self.compare_ram,
             damage: None,
@@ -206,6 +318,29 @@ impl DemoArguments {
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
         Ok(report.is_good())
+    }
+}
+
+impl PredictArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions {
+            memory_mib: self.memory,
+            accel: self.accel.resolve(self.memory)?,
+            dirty_kib_per_s: 0,
+            ..GuestOptions::default()
+        };
+        let settings = Settings {
+            guests: self.guests.into(),
+            hosts: self.hosts.into(),
+            rate: self.rate,
+            guest,
+            compare_ram: false,
+            damage: None,
+            vmscatter,
+        };
+        let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
+        predict::run(&PredictOptions { settings, modes, bandwidth, first, json })
     }
 }
 
@@ -241,5 +376,15 @@ impl FaultsArguments {
         let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
+    }
+}
+
+impl PlacementArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let accel = self.accel.resolve(self.options.memory)?;
+        let report = placement::run(&self.options, accel, vmscatter)?;
+        print!("{}", report.to_text());
+        Ok(report.is_good())
     }
 }

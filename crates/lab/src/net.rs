@@ -142,6 +142,18 @@ impl Network {
         .with_context(|| format!("a link of {}", self.rate))
     }
 
+    /// Gives `link` another rate, in tc's notation, both ways.
+    pub fn set_rate(&self, link: &Link, rate: &str) -> Result<()> {
+        let (burst, limit) = (BURST_BYTES.to_string(), QUEUE_BYTES.to_string());
+        for (namespace, device) in [(link.namespace.name(), "eth0"), (self.switch.name(), link.port.as_str())]
+        {
+            let place = ["-n", namespace, "qdisc", "change", "dev", device, "root"];
+            let shape = ["tbf", "rate", rate, "burst", &burst, "limit", &limit];
+            run("tc", &[&place[..], &shape[..]].concat())?;
+        }
+        Ok(())
+    }
+
     /// Drops a random share of the packets that arrive at `link`'s host, `per_mille` of 1000; 0 drops nothing.
     pub fn set_loss(&self, link: &Link, per_mille: u32) -> Result<()> {
         self.drop_some(link, "", per_mille)

@@ -84,6 +84,11 @@ pub fn flip_bit_of(qmp: &Qmp, content: &[u8]) -> Result<usize> {
     Ok(flipped)
 }
 
+/// Interim.
+pub(crate) fn known_blocks(qmp: &Qmp) -> Result<Vec<(u64, u64)>> {
+    Ok(blocks(qmp)?.into_iter().filter_map(|block| Some((block.address?, block.bytes))).collect())
+}
+
 fn memory(qmp: &Qmp) -> Result<File> {
     let path = format!("/proc/{}/mem", qmp.pid());
     File::open(&path).context(path)

@@ -40,6 +40,7 @@ struct AgentConfig<'a> {
     run_dir: &'a Path,
     tls: Tls,
     qemu: Programs,
+    fingerprints: FleetKey,
     values: BTreeMap<String, String>,
 }
 
@@ -47,6 +48,11 @@ struct AgentConfig<'a> {
 struct Tls {
     ca: PathBuf,
     cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Serialize)]
+struct FleetKey {
     key: PathBuf,
 }
 
@@ -81,6 +87,10 @@ pub struct Agents {
     program: PathBuf,
     directory: PathBuf,
     children: Vec<Child>,
+    /// No guest's target is given: vmscatter chooses.
+    pub(crate) unpinned: bool,
+    /// Options for `migrate` besides.
+    pub(crate) options: Vec<String>,
 }
 
 impl Drop for Agents {
@@ -96,7 +106,13 @@ impl Agents {
     /// Makes keys and configurations, starts the agents, and waits until all listen.
     pub fn start(lab: &Lab, settings: &Settings) -> Result<Self> {
         let directory = lab.directory().to_owned();
-        let mut agents = Self { program: settings.vmscatter.clone(), directory, children: Vec::new() };
+        let mut agents = Self {
+            program: settings.vmscatter.clone(),
+            directory,
+            children: Vec::new(),
+            unpinned: false,
+            options: Vec::new(),
+        };
         let keys = agents.directory.join("keys");
         let hosts: Vec<&Host> = std::iter::once(&lab.source).chain(&lab.targets).collect();
         let mut command = Command::new(&agents.program);
@@ -136,6 +152,7 @@ impl Agents {
             run_dir: &host.run_dir,
             tls: Tls { ca: file("ca", "pem"), cert: file(&host.name, "pem"), key: file(&host.name, "key") },
             qemu: Programs { programs: vec![QEMU] },
+            fingerprints: FleetKey { key: file("fleet", "key") },
             values: BTreeMap::new(),
         };
         fs::create_dir_all(&config.state_dir)?;
@@ -228,13 +245,21 @@ impl Agents {
 
     /// `vmscatter migrate` with agent, targets and guests; what else is wanted can be added.
     pub(crate) fn command(&self, session: &Session, settings: &Settings) -> Result<Command> {
+        self.command_of("migrate", session, settings)
+    }
+
+    /// The same for `vmscatter migrate` or `plan`.
+    pub(crate) fn command_of(&self, what: &str, session: &Session, settings: &Settings) -> Result<Command> {
         let mut command = Command::new(&self.program);
-        command.arg("migrate").arg("--agent").arg(socket(&session.lab.source));
+        command.arg(what).arg("--agent").arg(socket(&session.lab.source));
         for host in &session.lab.targets[..settings.hosts] {
             command.arg("--to").arg(format!("{}={}:{PORT}", host.name, host.link.address));
         }
         for (index, guest) in session.guests.iter().enumerate() {
             command.arg("--guest").arg(guest.file.write(&self.directory)?);
+            if self.unpinned {
+                continue;
+            }
             // The same places as off-the-shelf, so that the figures compare the transfer alone.
             let target = &session.target_of(index, settings.hosts).name;
             command.arg("--vm").arg(format!("{}={target}", guest.file.name));
@@ -250,7 +275,7 @@ impl Agents {
         hold: Option<&Path>,
     ) -> Result<Command> {
         let mut command = self.command(session, settings)?;
-        command.args(["--compress", if mode == Mode::ScatterCm { "zstd" } else { "none" }, "--json"]);
+        command.args(["--compress", mode.compress(), "--json"]).args(&self.options);
         if let Some(hold) = hold {
             fs::create_dir_all(hold)?;
             command.arg("--hold-before-cont").arg(hold);

@@ -4,7 +4,7 @@
 //! - [`monitor`]: the commands that a migration needs, typed, and what this QEMU can do ([`monitor::Features`])
 //! - [`ramblock`]: which RAM blocks the guest has and where QEMU mapped them
 //! - [`process`]: which process that QEMU is, and its mappings
-//! - [`memory`]: reading the guest's memory from outside
+//! - [`memory`]: reading the guest's memory from outside; `view`: looking at it in place
 
 pub mod capabilities;
 pub mod memory;
@@ -14,6 +14,7 @@ pub mod qmp;
 pub mod ramblock;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use memory::{GuestMemory, MemoryError};
 pub use monitor::Features;

@@ -11,9 +11,13 @@
 //! bytes in a group, so that the whole stays near 20 bytes a non-zero page. (Where a single content fills
 //! most of the memory, its shard is most of the records, and 4 bytes a page come on top while it is grouped.)
 //!
+//! [`Shard::group_sampled`] also notes all contents, those that stand once included, in a [`Sampler`]: what is saved of a
+//! host for placement is [`Fingerprints`].
+//!
 //! MACs are keyed and the key is secret, so no guest can aim at a shard, nor make contents collide.
 
 mod contents;
+pub mod fingerprint;
 mod records;
 mod sharing;
 mod space;
@@ -21,6 +25,7 @@ mod space;
 mod tests;
 
 pub use contents::{Content, Contents};
+pub use fingerprint::{Fingerprints, FleetKey, Sampler};
 pub use records::{Group, RUN_RECORDS, Records, Run, RunBuilder, SHARDS, Shard};
 pub use sharing::{Sharing, VmPages, VmSharing};
 pub use space::{PageSpace, PageSpaceError, Window};

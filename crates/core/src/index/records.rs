@@ -1,6 +1,6 @@
 //! Records of pages: pushed by the threads that read guests' memory, dealt into shards, grouped by content.
 
-use super::PageSpace;
+use super::{PageSpace, Sampler};
 use crate::page::Mac;
 
 /// Shards: one for each first byte of a MAC.
@@ -188,12 +188,29 @@ impl Shard {
     }
 
     /// Finds the contents that stand more than once.
-    pub fn group(mut self) -> Group {
+    pub fn group(self) -> Group {
+        self.group_noting(|_| {})
+    }
+
+    /// The same, and notes all contents with their copies in each VM, those that stand once included. `space` is the one
+    /// by which pages were numbered.
+    pub fn group_sampled(self, space: &PageSpace, sampler: &mut Sampler) -> Group {
+        self.group_noting(|same| {
+            let vm_of = |record: &Record| space.addr(record.page).vm;
+            // Pages ascend, and with them their VMs.
+            let holders = same.chunk_by(|a, b| vm_of(a) == vm_of(b));
+            sampler.note(same[0].mac(), holders.map(|copies| (vm_of(&copies[0]), copies.len() as u32)));
+        })
+    }
+
+    /// `note` is given all records of each content.
+    fn group_noting(mut self, mut note: impl FnMut(&[Record])) -> Group {
         self.sort();
         // First page, and where its content's records begin and how many they are.
         let mut heads: Vec<(u32, u32, u32)> = Vec::new();
         let (mut at, mut page_count) = (0, 0);
         for same in self.records.chunk_by(|a, b| a.mac == b.mac) {
+            note(same);
             if same.len() > 1 {
                 heads.push((same[0].page, at as u32, same.len() as u32));
                 page_count += same.len();

@@ -2,12 +2,16 @@
 
 mod classes;
 mod frames;
+mod order;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 pub use classes::{ClassCount, Classes};
 pub use frames::{FramePart, FramePlan, Frames};
+pub use order::{
+    AddressLists, EXACT_SETS_MAX, SetLoad, order_by_search, order_exactly, order_sets, unsorted,
+};
 pub use plan::{Schedule, SetPlan};
 
 use crate::page::PageAddr;

@@ -26,6 +26,9 @@
 //! prefix = "239.255.0.0/16"
 //! source_specific = true
 //!
+//! [fingerprints]
+//! key = "fleet.key"                   # the same on all hosts; without it `scan --out` is refused
+//!
 //! [values]                            # for {placeholders} of guest files
 //! disks = "/srv/images"
 //! ```
@@ -73,6 +76,8 @@ pub struct AgentConfig {
     pub memory: MemoryConfig,
     /// How scattered frames arrive and leave.
     pub multicast: MulticastConfig,
+    /// The file with the fleet's key, if this host has it.
+    pub fleet_key: Option<PathBuf>,
     /// Replacements for placeholders in guest files.
     pub values: BTreeMap<String, String>,
 }
@@ -155,6 +160,7 @@ struct RawConfig {
     memory: RawMemory,
     #[serde(default)]
     multicast: RawMulticast,
+    fingerprints: Option<RawFingerprints>,
     #[serde(default)]
     values: BTreeMap<String, String>,
 }
@@ -163,6 +169,12 @@ struct RawConfig {
 #[serde(deny_unknown_fields)]
 struct RawQemu {
     programs: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFingerprints {
+    key: PathBuf,
 }
 
 #[derive(Default, Deserialize)]
@@ -252,6 +264,7 @@ impl AgentConfig {
             programs: raw.qemu.programs,
             memory,
             multicast,
+            fleet_key: raw.fingerprints.map(|fingerprints| base.join(fingerprints.key)),
             values: raw.values,
             origin,
         })
@@ -320,6 +333,15 @@ fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String
 /// # Errors
 /// One line that names the file: unreadable, too long, or not UTF-8.
 pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, BadInput> {
+    let bytes = read_bytes_bounded(path, bytes_max)?;
+    String::from_utf8(bytes).map_err(|_| BadInput::file(path, "is not UTF-8 text"))
+}
+
+/// A file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// One line that names the file: unreadable or too long.
+pub fn read_bytes_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BadInput> {
     use std::io::Read;
     let open = std::fs::File::open(path);
     let mut bytes = Vec::new();
@@ -328,7 +350,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, BadInput> {
     if bytes.len() as u64 > bytes_max {
         return Err(BadInput::file(path, format!("longer than {bytes_max} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| BadInput::file(path, "is not UTF-8 text"))
+    Ok(bytes)
 }
 
 /// An operating system's error in words, without Rust's `(os error N)`.
@@ -364,6 +386,9 @@ mod tests {
             MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 }
         );
         assert!(config.multicast.source_specific);
+        assert_eq!(config.fleet_key, None);
+        let config = parse(&GOOD.replace("[qemu]", "[fingerprints]\nkey = 'fleet.key'\n[qemu]")).unwrap();
+        assert_eq!(config.fleet_key.as_deref(), Some(Path::new("/etc/v/fleet.key")));
     }
 
     #[test]
@@ -389,6 +414,7 @@ mod tests {
             ("[qemu]", "[multicast]\nprefix = '239.255.0.1/16'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\nprefix = '239.255.0.0/33'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\ninterface = 'a/b'\n[qemu]", "multicast.interface: "),
+            ("[qemu]", "[fingerprints]\n[qemu]", "missing field `key`"),
             ("[qemu]", "[values]\nrun_dir = 'x'\n[qemu]", "values: "),
             ("[qemu]", "[values]\n'a b' = 'x'\n[qemu]", "values: "),
             ("[qemu]", "[qemu", "10"),

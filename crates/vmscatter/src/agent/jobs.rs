@@ -15,6 +15,7 @@ use super::input::one_line;
 use super::protocol::{JobKind, JobState, JobStatus};
 use crate::report::event::{JobEvent, JobOutcome, Progress};
 use crate::report::outcome::{Exit, MigrateOutcome, ScanOutcome};
+use crate::report::plan::PlanOutcome;
 
 /// Jobs that have ended and are still known, for `attach` and `status`.
 pub const ENDED_JOBS_MAX: usize = 32;
@@ -182,6 +183,7 @@ fn broken(kind: JobKind, error: &str) -> JobOutcome {
     let error = format!("internal error: {}", one_line(error));
     match kind {
         JobKind::Migrate => JobOutcome::Migrate(MigrateOutcome::failed(error)),
+        JobKind::Plan => JobOutcome::Plan(Box::new(PlanOutcome::failed(error))),
         JobKind::Scan => JobOutcome::Scan(ScanOutcome::failed(error)),
     }
 }

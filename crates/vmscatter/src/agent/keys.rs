@@ -1,6 +1,7 @@
-//! Certificates, as `vmscatter keys init` makes them: a private CA, and a certificate per host that serves and asks alike.
+//! What `vmscatter keys init` makes: a private CA, a certificate per host that serves and asks alike, and the fleet's key.
 //!
-//! The CA's key is needed again only when a host is added; keep it off the hosts.
+//! The CA's key is needed again only when a host is added; keep it off the hosts. The fleet's key, in `fleet.key`, is one
+//! for all hosts whose saved fingerprints are to be compared: 32 random bytes in hexadecimal.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
@@ -14,15 +15,23 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
+use vmscatter_core::index::FleetKey;
 
 use super::config::{os_text, read_bounded};
 use super::input::{BadInput, is_host_name};
+use super::tls::check_private;
+use crate::random::random;
 
 /// Days for which a new CA holds.
 const CA_DAYS: i64 = 3_650;
 /// Clocks of hosts may be behind by this much.
 const CLOCK_SKEW: Duration = Duration::hours(1);
 const PEM_BYTES_MAX: u64 = 64 * 1024;
+/// The fleet's key, and room for white space.
+const FLEET_KEY_BYTES_MAX: u64 = 256;
+/// Hosts can't have these names: their files would be others'.
+const RESERVED: [(&str, &str); 2] =
+    [("ca", "is the name of the CA's own files"), ("fleet", "is the name of the fleet's key")];
 
 /// Where a certificate and its key are.
 struct Pair {
@@ -36,7 +45,7 @@ impl Pair {
     }
 }
 
-/// Makes `ca.pem` and `ca.key` in `dir` unless they are there, and `NAME.pem` and `NAME.key` for each host, to hold for
+/// Makes `ca.pem` and `ca.key`, and `fleet.key`, in `dir` unless they are there, and `NAME.pem` and `NAME.key` for each host, to hold for
 /// `days`. Nothing that is there is overwritten, and nothing is written if a name is refused.
 ///
 /// # Errors
@@ -47,8 +56,8 @@ pub fn init(dir: &Path, hosts: &[String], days: u32) -> Result<(), BadInput> {
         if !is_host_name(host) {
             return Err(bad("is no host name (lower case, as in DNS)"));
         }
-        if host == "ca" {
-            return Err(bad("is the name of the CA's own files"));
+        if let Some((_, why)) = RESERVED.iter().find(|(name, _)| host == name) {
+            return Err(bad(why));
         }
         if hosts[..index].contains(host) {
             return Err(bad("is given twice"));
@@ -74,11 +83,41 @@ pub fn init(dir: &Path, hosts: &[String], days: u32) -> Result<(), BadInput> {
         }
         (false, true) => return Err(BadInput::file(&ca.cert, "is missing beside ca.key")),
     };
+    let fleet = dir.join("fleet.key");
+    if fleet.symlink_metadata().is_err() {
+        let hex: String = random::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
+        write_new(&fleet, &format!("{hex}\n"), 0o600)?;
+    }
     for host in hosts {
         let pair = Pair::of(dir, host);
         make_host(&pair, host, i64::from(days), &issuer)?;
     }
     Ok(())
+}
+
+/// Reads the fleet's key.
+///
+/// # Errors
+/// One line that names the file: unreadable, open to everybody, or no key.
+pub fn load_fleet_key(path: &Path) -> Result<FleetKey, BadInput> {
+    check_private(path, "fleet's key")?;
+    let text = read_bounded(path, FLEET_KEY_BYTES_MAX)?;
+    let bytes = parse_hex(text.trim()).ok_or_else(|| {
+        BadInput::file(path, "is no fleet key: 64 hexadecimal digits, as 'vmscatter keys init' writes them")
+    })?;
+    Ok(FleetKey::new(&bytes))
+}
+
+fn parse_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digit = |at: usize| char::from(digits[at]).to_digit(16);
+        *byte = (digit(0)? << 4 | digit(1)?) as u8;
+    }
+    Some(bytes)
 }
 
 fn make_ca(files: &Pair) -> Result<Issuer<'static, KeyPair>, BadInput> {

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::AgentContext;
@@ -19,12 +20,17 @@ use super::config::os_text;
 use super::guest_file::GuestFile;
 use super::input::BadInput;
 use super::jobs::Job;
-use super::protocol::{JobKind, LocalReply, LocalRequest, MigrateRequest, REQUEST_BYTES_MAX, ScanRequest};
+use super::protocol::{
+    JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
+    TargetSpec,
+};
 use crate::report::event::JobOutcome;
 use crate::report::outcome::Exit;
 
 /// A client has this long for its request, and for taking each reply.
 pub const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of a file that are given to a client within [`CLIENT_DEADLINE`].
+const FILE_CHUNK_BYTES: usize = 1024 * 1024;
 /// Events that are copied out of a job at a time.
 const EVENTS_AT_ONCE: usize = 64;
 
@@ -139,15 +145,19 @@ pub async fn serve(context: Arc<AgentContext>, stream: UnixStream) -> Result<(),
             None => client.refuse_unknown(job).await,
         },
         LocalRequest::Attach { job } => match context.jobs.get(job) {
-            Some(job) => client.follow(&job).await,
+            Some(job) => client.follow(&job, None).await,
             None => client.refuse_unknown(job).await,
         },
         LocalRequest::Migrate(request) => match start_migrate(&context, request) {
-            Ok(job) => client.follow(&job).await,
+            Ok(job) => client.follow(&job, None).await,
+            Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
+        },
+        LocalRequest::Plan(request) => match start_plan(&context, request) {
+            Ok(job) => client.follow(&job, None).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
         },
         LocalRequest::Scan(request) => match start_scan(&context, request) {
-            Ok(job) => client.follow(&job).await,
+            Ok((job, file)) => client.follow(&job, Some(file)).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
         },
     }
@@ -173,10 +183,7 @@ impl From<super::jobs::StartError> for Refusal {
 fn start_migrate(context: &Arc<AgentContext>, request: MigrateRequest) -> Result<Arc<Job>, Refusal> {
     let guests = request.check()?;
     check_sockets(context, &guests)?;
-    if let Some(target) = request.targets.iter().find(|t| t.name == context.config.name) {
-        let origin = format!("--to {}={}", target.name, target.addr);
-        return Err(BadInput::new(origin, "is the host that the guests leave").into());
-    }
+    check_elsewhere(context, &request.targets)?;
     let names = guests.into_iter().map(|g| g.name).collect();
     let task_context = context.clone();
     Ok(context.jobs.start(JobKind::Migrate, names, |events, cancel| async move {
@@ -184,14 +191,47 @@ fn start_migrate(context: &Arc<AgentContext>, request: MigrateRequest) -> Result
     })?)
 }
 
-fn start_scan(context: &Arc<AgentContext>, request: ScanRequest) -> Result<Arc<Job>, Refusal> {
+fn start_plan(context: &Arc<AgentContext>, request: PlanRequest) -> Result<Arc<Job>, Refusal> {
     let guests = request.check()?;
+    check_sockets(context, &guests)?;
+    check_elsewhere(context, &request.targets)?;
+    let names = guests.into_iter().map(|g| g.name).collect();
+    let task_context = context.clone();
+    Ok(context.jobs.start(JobKind::Plan, names, |events, cancel| async move {
+        JobOutcome::Plan(Box::new(crate::source::run_plan(task_context, request, events, cancel).await))
+    })?)
+}
+
+/// No target is this host.
+fn check_elsewhere(context: &AgentContext, targets: &[TargetSpec]) -> Result<(), BadInput> {
+    match targets.iter().find(|target| target.name == context.config.name) {
+        None => Ok(()),
+        Some(target) => {
+            let origin = format!("--to {}={}", target.name, target.addr);
+            Err(BadInput::new(origin, "is the host that the guests leave"))
+        }
+    }
+}
+
+/// The file goes to the client that asked for it, and to nobody if it has gone.
+fn start_scan(
+    context: &Arc<AgentContext>,
+    request: ScanRequest,
+) -> Result<(Arc<Job>, oneshot::Receiver<Vec<u8>>), Refusal> {
+    let guests = request.check()?;
+    if request.fingerprints && context.fleet_key.is_none() {
+        let detail = "[fingerprints] is missing, which 'scan --out' needs: copy fleet.key, one for all hosts, from \
+                      where 'vmscatter keys init' made it, and add key = \"fleet.key\" with its path";
+        return Err(BadInput::new(&context.config.origin, detail).into());
+    }
     check_sockets(context, &guests)?;
     let names = guests.into_iter().map(|g| g.name).collect();
     let task_context = context.clone();
-    Ok(context.jobs.start(JobKind::Scan, names, |events, cancel| async move {
-        JobOutcome::Scan(crate::source::run_scan(task_context, request, events, cancel).await)
-    })?)
+    let (file, to_client) = oneshot::channel();
+    let job = context.jobs.start(JobKind::Scan, names, |events, cancel| async move {
+        JobOutcome::Scan(crate::source::run_scan(task_context, request, events, cancel, file).await)
+    })?;
+    Ok((job, to_client))
 }
 
 /// Whether there is a QMP socket for each guest; whether QEMU answers is seen when the job begins.
@@ -228,8 +268,8 @@ impl Client {
         self.refuse(Exit::BadInput, format!("job {job}: the agent knows no such job")).await
     }
 
-    /// The job's number, all that it has said and says, and `done` when it has ended.
-    async fn follow(&mut self, job: &Job) -> Result<(), LineError> {
+    /// The job's number, all that it has said and says, the file that it leaves, and `done` when it has ended.
+    async fn follow(&mut self, job: &Job, file: Option<oneshot::Receiver<Vec<u8>>>) -> Result<(), LineError> {
         self.send(&LocalReply::Job { job: job.id }).await?;
         let mut from = 0;
         loop {
@@ -239,12 +279,28 @@ impl Client {
                 _ = self.reader.fill_buf() => return Ok(()),
             };
             if events.is_empty() {
-                return self.send(&LocalReply::Done).await;
+                break;
             }
             for event in events {
                 self.send(&LocalReply::Event { event }).await?;
             }
             from = to;
         }
+        // A job that has ended has sent its file, or never will.
+        if let Some(file) = file
+            && let Ok(bytes) = file.await
+        {
+            self.send_file(&bytes).await?;
+        }
+        self.send(&LocalReply::Done).await
+    }
+
+    async fn send_file(&mut self, bytes: &[u8]) -> Result<(), LineError> {
+        self.send(&LocalReply::File { bytes: bytes.len() as u64 }).await?;
+        for chunk in bytes.chunks(FILE_CHUNK_BYTES) {
+            let write = timeout(CLIENT_DEADLINE, self.writer.write_all(chunk));
+            write.await.map_err(|_| LineError::TimedOut)??;
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`config`]: the configuration file; [`guest_file`]: how a guest is described
 //! - [`host`]: memory and interfaces
+//! - [`speeds`]: what earlier migrations have measured
 //! - [`input`]: bad input, in one line; [`cancel`]: a flag to wait for
 
 pub mod cancel;
@@ -19,6 +20,7 @@ pub mod journal;
 pub mod keys;
 pub mod local;
 pub mod protocol;
+pub mod speeds;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -36,6 +38,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use vmscatter_core::index::FleetKey;
 use vmscatter_core::wire::control::Resources;
 
 use cancel::CancelToken;
@@ -47,6 +50,7 @@ use input::BadInput;
 use jobs::Jobs;
 use journal::Journal;
 use protocol::{AgentStatus, IncomingStatus};
+use speeds::Speeds;
 use tls::TlsContext;
 
 use crate::target::data::DataRouter;
@@ -69,6 +73,8 @@ pub struct AgentContext {
     pub values: Values,
     /// This host's certificate, and whom it trusts.
     pub tls: TlsContext,
+    /// The fleet's key, if this host has it.
+    pub fleet_key: Option<FleetKey>,
     /// Memory for guests that come in.
     pub memory: MemoryLedger,
     /// Jobs of this host as source.
@@ -81,6 +87,8 @@ pub struct AgentContext {
     pub data_router: DataRouter,
     /// What this host has promised and decided.
     pub journal: Journal,
+    /// What its migrations have measured.
+    pub speeds: Speeds,
     /// Set when the agent is to stop: sessions abort what they have not committed, and end.
     pub shutdown: CancelToken,
     incoming: Mutex<BTreeMap<u64, IncomingStatus>>,
@@ -155,6 +163,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| AgentError::Os("SIGINT", e))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| AgentError::Os("SIGHUP", e))?;
     let tls = TlsContext::load(&config.tls, &config.name)?;
+    let fleet_key = config.fleet_key.as_deref().map(keys::load_fleet_key).transpose()?;
     if let Some(name) = &config.multicast.interface {
         Interface::named(name).map_err(|e| config.bad("multicast.interface", e))?;
     }
@@ -172,12 +181,14 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     let context = Arc::new(AgentContext {
         values: config.values(),
         tls,
+        fleet_key,
         memory: MemoryLedger::new(config.memory),
         jobs: Jobs::default(),
         listen: control.local_addr().map_err(|e| AgentError::Os("listen", e))?,
         data_listen: data.local_addr().map_err(|e| AgentError::Os("data_listen", e))?,
         data_router: DataRouter::default(),
         journal: Journal::open(&config.state_dir).map_err(|e| AgentError::Os("journal", e))?,
+        speeds: Speeds::in_dir(&config.state_dir),
         shutdown: CancelToken::new(),
         incoming: Mutex::default(),
         config,

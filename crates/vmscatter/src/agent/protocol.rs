@@ -1,8 +1,10 @@
 //! What the command line and the agent say to each other over the local socket: one line of JSON as request, lines
-//! of JSON as replies, the last of them `done` or `refused`.
+//! of JSON as replies, the last of them `done` or `refused`. Behind a reply `file` follow the bytes of one.
 //!
-//! Files are read by the command line and sent as text, so that the agent opens no path because somebody asked it to.
+//! Files are read and written by the command line, so that the agent opens no path because somebody asked it to.
 //! A request is checked on both sides by the same [`MigrateRequest::check`].
+
+mod placement;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,6 +12,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vmscatter_core::limits::{SESSION_TARGETS_MAX, SESSION_VMS_MAX};
+
+pub use placement::{Pin, PlacementRules};
 
 use super::guest_file::GuestFile;
 use super::input::{BadInput, is_host_name, one_line};
@@ -47,7 +51,7 @@ pub struct TargetSpec {
     pub addr: SocketAddr,
 }
 
-/// A guest file as the command line has read it.
+/// A guest file, or a topology file, as the command line has read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestText {
@@ -55,16 +59,6 @@ pub struct GuestText {
     pub origin: String,
     /// Its content.
     pub text: String,
-}
-
-/// A pin: this guest goes to this target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pin {
-    /// The guest's name.
-    pub guest: String,
-    /// The target's name.
-    pub target: String,
 }
 
 /// What `vmscatter migrate` asks for.
@@ -75,9 +69,12 @@ pub struct MigrateRequest {
     pub guests: Vec<GuestText>,
     /// The hosts that take them in.
     pub targets: Vec<TargetSpec>,
-    /// Guests with a given target.
+    /// Which guests may go where.
     #[serde(default)]
-    pub pins: Vec<Pin>,
+    pub rules: PlacementRules,
+    /// The network between this host and the targets, as a topology file; `None`: one switch.
+    #[serde(default)]
+    pub topology: Option<GuestText>,
     /// How frames are compressed.
     #[serde(default)]
     pub compress: Compression,
@@ -85,8 +82,39 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// Percent of this host's processors that collecting may take.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
     /// For tests that compare all RAM: a directory with a file per guest, before whose `cont` the target waits.
     pub hold_before_cont: Option<PathBuf>,
+}
+
+/// What `vmscatter plan` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// The guests that would leave.
+    pub guests: Vec<GuestText>,
+    /// The hosts that would take them in.
+    pub targets: Vec<TargetSpec>,
+    /// Which guests may go where.
+    #[serde(default)]
+    pub rules: PlacementRules,
+    /// The network between this host and the targets, as a topology file; `None`: one switch.
+    #[serde(default)]
+    pub topology: Option<GuestText>,
+    /// How frames would be compressed.
+    #[serde(default)]
+    pub compress: Compression,
+    /// Bits per second that could leave this host for all targets together.
+    pub bandwidth_bits: Option<u64>,
+    /// What collecting may take of this host's processors, in percent.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
+}
+
+fn all_percent() -> u8 {
+    100
 }
 
 /// What `vmscatter scan` asks for.
@@ -95,6 +123,12 @@ pub struct MigrateRequest {
 pub struct ScanRequest {
     /// The guests whose memory is read.
     pub guests: Vec<GuestText>,
+    /// Percent of this host's processors that collecting may take.
+    #[serde(default = "all_percent")]
+    pub collect_cpu_percent: u8,
+    /// Whether the contents' fingerprints are wanted, in a `file` reply.
+    #[serde(default)]
+    pub fingerprints: bool,
 }
 
 /// A line from the command line to the agent.
@@ -103,7 +137,9 @@ pub struct ScanRequest {
 pub enum LocalRequest {
     /// Start a migration; answered by `job`, its events, `done`.
     Migrate(MigrateRequest),
-    /// Start a scan; answered by `job`, its events, `done`.
+    /// Start a plan; answered by `job`, its events, `done`.
+    Plan(PlanRequest),
+    /// Start a scan; answered by `job`, its events, a `file` if one was asked for and the scan has succeeded, `done`.
     Scan(ScanRequest),
     /// Show a job from its beginning, as far as its events are kept; answered as if it had just been started.
     Attach {
@@ -138,6 +174,11 @@ pub enum LocalReply {
         /// All of it.
         status: AgentStatus,
     },
+    /// So many bytes follow behind this line's end.
+    File {
+        /// At most `vmscatter_core::index::fingerprint::FILE_BYTES_MAX`.
+        bytes: u64,
+    },
     /// The request was not carried out; nothing follows.
     Refused {
         /// With which the command line ends.
@@ -155,6 +196,8 @@ pub enum LocalReply {
 pub enum JobKind {
     /// Moves guests.
     Migrate,
+    /// Says what moving them would cost.
+    Plan,
     /// Looks for equal pages.
     Scan,
 }
@@ -224,38 +267,13 @@ impl MigrateRequest {
     /// # Errors
     /// One line: a guest file that is wrong, a guest or target named twice, a pin of neither, a bound exceeded.
     pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
-        let guests = check_guests(&self.guests)?;
-        check_targets(&self.targets)?;
-        let mut pinned = BTreeMap::new();
-        for pin in &self.pins {
-            let origin = format!("--vm {}={}", pin.guest, pin.target);
-            if !guests.iter().any(|g| g.name == pin.guest) {
-                return Err(BadInput::new(
-                    origin,
-                    format!("no guest file has the name '{}'", one_line(&pin.guest)),
-                ));
-            }
-            if !self.targets.iter().any(|t| t.name == pin.target) {
-                return Err(BadInput::new(
-                    origin,
-                    format!("no --to has the name '{}'", one_line(&pin.target)),
-                ));
-            }
-            if let Some(other) = pinned.insert(&pin.guest, &pin.target) {
-                return Err(BadInput::new(origin, format!("the guest is pinned to '{other}' already")));
-            }
-        }
-        if let Compression::Zstd { level } = self.compress
-            && !(-7..=19).contains(&level)
-        {
-            return Err(BadInput::new("--compress", format!("zstd level {level} is not within -7 to 19")));
-        }
+        let guests = check_move(&self.guests, &self.targets, &self.rules)?;
+        check_compression(self.compress)?;
+        check_bandwidth(self.bandwidth_bits)?;
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
         }
-        if self.bandwidth_bits.is_some_and(|bits| bits < BANDWIDTH_BITS_MIN) {
-            return Err(BadInput::new("--bandwidth", "must be 1mbit or more"));
-        }
+        check_collect_cpu(self.collect_cpu_percent)?;
         if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {
             return Err(BadInput::new("--hold-before-cont", "must be an absolute path"));
         }
@@ -266,13 +284,70 @@ impl MigrateRequest {
 /// The least `--bandwidth`, in bits per second; below it one frame would outlast the deadlines.
 pub const BANDWIDTH_BITS_MIN: u64 = 1_000_000;
 
+impl PlanRequest {
+    /// As [`MigrateRequest::check`].
+    ///
+    /// # Errors
+    /// One line, as there.
+    pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
+        let guests = check_move(&self.guests, &self.targets, &self.rules)?;
+        check_compression(self.compress)?;
+        check_bandwidth(self.bandwidth_bits)?;
+        check_collect_cpu(self.collect_cpu_percent)?;
+        Ok(guests)
+    }
+}
+
 impl ScanRequest {
     /// As [`MigrateRequest::check`].
     ///
     /// # Errors
-    /// One line: a guest file that is wrong, or a guest named twice.
+    /// One line: a guest file that is wrong, a guest named twice, or a bound exceeded.
     pub fn check(&self) -> Result<Vec<GuestFile>, BadInput> {
+        check_collect_cpu(self.collect_cpu_percent)?;
         check_guests(&self.guests)
+    }
+}
+
+fn check_move(
+    guests: &[GuestText],
+    targets: &[TargetSpec],
+    rules: &PlacementRules,
+) -> Result<Vec<GuestFile>, BadInput> {
+    let guests = check_guests(guests)?;
+    check_targets(targets)?;
+    let is_guest = |name: &str| match guests.iter().any(|guest| guest.name == name) {
+        true => Ok(()),
+        false => Err(format!("no guest file has the name '{}'", one_line(name))),
+    };
+    let is_target = |name: &str| match targets.iter().any(|target| target.name == name) {
+        true => Ok(()),
+        false => Err(format!("no --to has the name '{}'", one_line(name))),
+    };
+    rules.check(is_guest, is_target)?;
+    Ok(guests)
+}
+
+fn check_compression(compress: Compression) -> Result<(), BadInput> {
+    match compress {
+        Compression::Zstd { level } if !(-7..=19).contains(&level) => {
+            Err(BadInput::new("--compress", format!("zstd level {level} is not within -7 to 19")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_bandwidth(bits: Option<u64>) -> Result<(), BadInput> {
+    match bits {
+        Some(bits) if bits < BANDWIDTH_BITS_MIN => Err(BadInput::new("--bandwidth", "must be 1mbit or more")),
+        _ => Ok(()),
+    }
+}
+
+fn check_collect_cpu(percent: u8) -> Result<(), BadInput> {
+    match percent {
+        1..=100 => Ok(()),
+        _ => Err(BadInput::new("--collect-cpu", "must be 1 to 100, in percent of this host's processors")),
     }
 }
 
@@ -349,10 +424,16 @@ mod tests {
                 TargetSpec { name: "t1".into(), addr: "10.0.0.1:7940".parse().unwrap() },
                 TargetSpec { name: "t2".into(), addr: "10.0.0.2:7940".parse().unwrap() },
             ],
-            pins: vec![Pin { guest: "vm1".into(), target: "t2".into() }],
+            rules: PlacementRules {
+                pins: vec![Pin { guest: "vm1".into(), target: "t2".into() }],
+                apart: vec![vec!["vm1".into(), "vm2".into()]],
+                ..PlacementRules::default()
+            },
+            topology: None,
             compress: Compression::Zstd { level: 1 },
             bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
             parallel: Some(1),
+            collect_cpu_percent: 100,
             hold_before_cont: None,
         }
     }
@@ -384,12 +465,23 @@ mod tests {
             (|r| r.targets[1].name = "t1".into(), "--to t1=10.0.0.2:7940: the target is given twice"),
             (|r| r.targets[1].addr = r.targets[0].addr, "is that of 't1' already"),
             (|r| r.targets[1].name = "T 2".into(), "is no host name"),
-            (|r| r.pins[0].guest = "vm9".into(), "--vm vm9=t2: no guest file has the name 'vm9'"),
-            (|r| r.pins[0].target = "t9".into(), "--vm vm1=t9: no --to has the name 't9'"),
-            (|r| r.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }), "pinned to 't2' already"),
+            (|r| r.rules.pins[0].guest = "vm9".into(), "--vm vm9=t2: no guest file has the name 'vm9'"),
+            (|r| r.rules.pins[0].target = "t9".into(), "--vm vm1=t9: no --to has the name 't9'"),
+            (
+                |r| r.rules.pins.push(Pin { guest: "vm1".into(), target: "t1".into() }),
+                "pinned to 't2' already",
+            ),
+            (
+                |r| r.rules.apart[0].push("vm9".into()),
+                "--apart vm1,vm2,vm9: no guest file has the name 'vm9'",
+            ),
+            (|r| r.rules.apart[0].push("vm1".into()), "--apart vm1,vm2,vm1: 'vm1' is named twice"),
+            (|r| drop(r.rules.apart[0].pop()), "--apart vm1: names fewer than two guests"),
+            (|r| r.rules.vms_max = Some(0), "--vms-max: "),
             (|r| r.compress = Compression::Zstd { level: 20 }, "--compress: "),
             (|r| r.parallel = Some(0), "--parallel: "),
             (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
+            (|r| r.collect_cpu_percent = 0, "--collect-cpu: "),
             (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),
         ];
         for (break_it, expected) in cases {

@@ -124,14 +124,20 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, BadInput> {
     }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, BadInput> {
+/// Whether a file that holds a secret is kept from everybody.
+///
+/// # Errors
+/// One line that names the file.
+pub(super) fn check_private(path: &Path, what: &str) -> Result<(), BadInput> {
     let mode = std::fs::metadata(path).map_err(|e| BadInput::file(path, os_text(&e)))?.permissions().mode();
     if mode & 0o007 != 0 {
-        return Err(BadInput::file(
-            path,
-            format!("mode {:o} lets everybody at the private key", mode & 0o777),
-        ));
+        return Err(BadInput::file(path, format!("mode {:o} lets everybody at the {what}", mode & 0o777)));
     }
+    Ok(())
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, BadInput> {
+    check_private(path, "private key")?;
     let text = read_bounded(path, PEM_BYTES_MAX)?;
     PrivateKeyDer::from_pem_slice(text.as_bytes())
         .map_err(|_| BadInput::file(path, "has no private key in PEM"))

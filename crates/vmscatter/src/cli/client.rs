@@ -1,23 +1,26 @@
 //! The command line's side of the local socket.
 //!
 //! The job belongs to the agent. A client that is killed, or whose terminal is lost, cancels nothing; only Ctrl-C in
-//! `migrate` and `scan` asks the agent to cancel, and goes on to show how the job ends. A second Ctrl-C leaves.
+//! `migrate`, `plan` and `scan` asks the agent to cancel, and goes on to show how the job ends. A second Ctrl-C leaves.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use tokio::io::BufReader;
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use vmscatter_core::index::fingerprint::FILE_BYTES_MAX;
 
 use super::options::ViewOptions;
+use super::out_file::OutFile;
 use super::{Failure, complain};
 use crate::agent::input::one_line;
 use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
 use crate::report::event::{JobEvent, JobOutcome};
 use crate::report::outcome::Exit;
+use crate::report::plan::{self, PlanOutcome};
 use crate::report::progress::ProgressView;
 use crate::report::summary;
 
@@ -49,15 +52,20 @@ enum Interrupt {
     Leaves,
 }
 
-/// Starts a job and shows it.
-pub(super) fn run(socket: &Path, request: LocalRequest, view: View) -> Result<Exit, Failure> {
-    block_on(follow(socket, &request, view, Interrupt::Cancels))
+/// Starts a job and shows it; the file that it leaves goes to `out`.
+pub(super) fn run(
+    socket: &Path,
+    request: LocalRequest,
+    view: View,
+    out: Option<OutFile>,
+) -> Result<Exit, Failure> {
+    block_on(follow(socket, &request, view, Interrupt::Cancels, out))
 }
 
 /// Shows a job that was started before.
 pub(super) fn attach(socket: &Path, job: u64, view: View) -> Result<Exit, Failure> {
     let request = LocalRequest::Attach { job };
-    block_on(follow(socket, &request, view, Interrupt::Leaves))
+    block_on(follow(socket, &request, view, Interrupt::Leaves, None))
 }
 
 /// Cancels a job.
@@ -96,6 +104,7 @@ async fn follow(
     request: &LocalRequest,
     view: View,
     interrupt: Interrupt,
+    out: Option<OutFile>,
 ) -> Result<Exit, Failure> {
     // Before the request leaves: from then on Ctrl-C must find the job.
     let mut interrupts = signal(SignalKind::interrupt())
@@ -131,6 +140,18 @@ async fn follow(
         }
     };
     progress.finish();
+    if let Some(out) = out
+        && let Some(bytes) = connection.file().await?
+    {
+        out.write(&bytes).map_err(|bad| Failure::Other(bad.into()))?;
+    }
+    show(&outcome, view)?;
+    Ok(outcome.exit())
+}
+
+/// Shows a plan that no agent has made.
+pub(super) fn show_plan(outcome: PlanOutcome, view: View) -> Result<Exit, Failure> {
+    let outcome = JobOutcome::Plan(Box::new(outcome));
     show(&outcome, view)?;
     Ok(outcome.exit())
 }
@@ -147,8 +168,10 @@ fn show(outcome: &JobOutcome, view: View) -> Result<(), Failure> {
     }
     match (view, outcome) {
         (View::Json, JobOutcome::Migrate(outcome)) => print(&to_json(outcome)?),
+        (View::Json, JobOutcome::Plan(outcome)) => print(&to_json(outcome)?),
         (View::Json, JobOutcome::Scan(outcome)) => print(&to_json(outcome)?),
         (_, JobOutcome::Migrate(outcome)) => print(&summary::migrate(outcome)),
+        (_, JobOutcome::Plan(outcome)) => print(&plan::text(outcome)),
         (_, JobOutcome::Scan(outcome)) => print(&summary::scan(outcome)),
     }
     Ok(())
@@ -193,6 +216,20 @@ impl Connection {
                 Err(Failure::Lost(self.socket.display().to_string()))
             }
             Err(error) => Err(Failure::Unreachable(self.socket.display().to_string(), error)),
+        }
+    }
+
+    /// The file that the job leaves, if it does.
+    async fn file(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        let announced = match self.next().await? {
+            LocalReply::File { bytes } if bytes <= FILE_BYTES_MAX as u64 => bytes,
+            LocalReply::Done => return Ok(None),
+            _ => return Err(self.unexpected()),
+        };
+        let mut bytes = Vec::new();
+        match (&mut self.reader).take(announced).read_to_end(&mut bytes).await {
+            Ok(read) if read as u64 == announced => Ok(Some(bytes)),
+            _ => Err(Failure::Lost(self.socket.display().to_string())),
         }
     }
 

@@ -6,8 +6,9 @@
 mod client;
 mod logging;
 mod options;
+mod out_file;
 mod request;
-mod units;
+pub(crate) mod units;
 
 use std::process::ExitCode;
 
@@ -18,8 +19,11 @@ use crate::agent;
 use crate::agent::config::AgentConfig;
 use crate::agent::input::BadInput;
 use crate::agent::local::LineError;
+use crate::plan;
 use crate::report::outcome::Exit;
+use crate::report::plan::PlanOutcome;
 use options::{Command, KeysCommand, Options};
+use out_file::OutFile;
 
 /// A command that ends with something other than success; printed as one line.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +84,20 @@ fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Migrate(options) => {
             let request = request::migrate(&options)?;
-            client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach))
+            client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach), None)
+        }
+        Command::Plan(options) if !options.files.is_empty() => {
+            let plan = plan::saved::plan(&request::plan_saved(&options)?)?;
+            client::show_plan(PlanOutcome::of(plan), client::View::of(&options.view, false))
+        }
+        Command::Plan(options) => {
+            let request = request::plan(&options)?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), None)
         }
         Command::Scan(options) => {
             let request = request::scan(&options)?;
-            client::run(&options.agent.socket, request, client::View::of(&options.view, false))
+            let out = options.out.as_deref().map(OutFile::create).transpose()?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), out)
         }
         Command::Attach { job, agent, view } => {
             client::attach(&agent.socket, job, client::View::of(&view, false))

@@ -34,7 +34,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Certificates with which agents know each other.
+    /// Certificates with which agents know each other, and the key of the fleet's fingerprints.
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
@@ -42,6 +42,9 @@ pub(super) enum Command {
     /// Move guests from this host to others, live.
     #[command(after_help = EXIT_CODES)]
     Migrate(MigrateOptions),
+    /// Say where guests would go, and what moving them would cost; nothing is moved.
+    #[command(after_help = EXIT_CODES)]
+    Plan(PlanOptions),
     /// Show what is equal in the guests' memory, per guest and across.
     #[command(after_help = EXIT_CODES)]
     Scan(ScanOptions),
@@ -74,13 +77,13 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeysCommand {
-    /// Make a private CA, unless DIR has one, and a certificate for each host.
+    /// Make a private CA and a fleet key, unless DIR has them, and a certificate for each host.
     Init(KeysOptions),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct KeysOptions {
-    /// Where ca.pem, ca.key, NAME.pem and NAME.key go.
+    /// Where ca.pem, ca.key, fleet.key, NAME.pem and NAME.key go.
     #[arg(long, value_name = "DIR")]
     pub(super) dir: PathBuf,
     /// Hosts that get a certificate; those that have one in DIR are refused.
@@ -106,6 +109,13 @@ pub(super) struct ViewOptions {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct CollectOptions {
+    /// What reading and indexing guests' memory may take of this host's processors, in percent of all of them (1 to 100).
+    #[arg(long = "collect-cpu", value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(super) cpu_percent: u8,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct MigrateOptions {
     #[command(flatten)]
     pub(super) agent: AgentOptions,
@@ -115,9 +125,8 @@ pub(super) struct MigrateOptions {
     /// Guest files of the guests that leave.
     #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
     pub(super) guests: Vec<PathBuf>,
-    /// Pin a guest to a target; the others are spread.
-    #[arg(long = "vm", value_name = "NAME=HOST", num_args = 1.., value_parser = units::pin)]
-    pub(super) pins: Vec<Pin>,
+    #[command(flatten)]
+    pub(super) placement: PlacementOptions,
     /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19.
     #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, value_parser = units::compression)]
     pub(super) compress: Compression,
@@ -127,6 +136,8 @@ pub(super) struct MigrateOptions {
     /// Guests that may be on their way at once.
     #[arg(long, value_name = "N")]
     pub(super) parallel: Option<usize>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
     /// Return once the agent has begun; `attach` shows the job.
     #[arg(long, conflicts_with = "json")]
     pub(super) detach: bool,
@@ -138,12 +149,68 @@ pub(super) struct MigrateOptions {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct PlacementOptions {
+    /// Pin a guest to a target; the others go where least has to be sent.
+    #[arg(long = "vm", value_name = "NAME=HOST", num_args = 1.., value_parser = units::pin)]
+    pub(super) pins: Vec<Pin>,
+    /// Guests of which no two may share a target; may be given several times.
+    #[arg(long = "apart", value_name = "NAME,NAME..", value_parser = units::apart)]
+    pub(super) apart: Vec<units::ApartOption>,
+    /// Guests that a target takes at most [default: as many as an even spread needs].
+    #[arg(long, value_name = "N")]
+    pub(super) vms_max: Option<u32>,
+    /// Use as few targets as their memory allows.
+    #[arg(long)]
+    pub(super) few_targets: bool,
+    /// The network between the hosts: contents are kept off its dear links.
+    #[arg(long, value_name = "FILE")]
+    pub(super) topology: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("memory").required(true))]
+pub(super) struct PlanOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// Guest files of guests that run here; the agent reads their memory and asks the targets what they can take.
+    #[arg(long = "guest", value_name = "FILE", num_args = 1.., group = "memory", requires = "targets")]
+    pub(super) guests: Vec<PathBuf>,
+    /// Target hosts, with --guest: as in `migrate`.
+    #[arg(long = "to", value_name = "NAME=ADDR[:PORT]", num_args = 1.., requires = "guests", value_parser = units::target)]
+    pub(super) targets: Vec<units::TargetOption>,
+    /// Files of `scan --out`, each of one host; no agent is asked.
+    #[arg(long = "from", value_name = "FILE", num_args = 1.., group = "memory", requires = "hosts")]
+    pub(super) files: Vec<PathBuf>,
+    /// Target hosts, with --from: a name, and the memory that guests may take there, as in 64GiB [default: enough].
+    #[arg(long = "target", value_name = "NAME[=MEMORY]", num_args = 1.., requires = "files", value_parser = units::saved_target)]
+    pub(super) hosts: Vec<units::SavedTarget>,
+    #[command(flatten)]
+    pub(super) placement: PlacementOptions,
+    /// Compress pages: none, zstd, or zstd:LEVEL with a level of -7 to 19; only with --guest.
+    #[arg(long, value_name = "HOW", default_value = "none", allow_hyphen_values = true, conflicts_with = "files", value_parser = units::compression)]
+    pub(super) compress: Compression,
+    /// What may leave the source for all targets together: bits per second with kbit, mbit, gbit or tbit [default: what
+    /// the last migration has measured].
+    #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
+    pub(super) bandwidth: Option<u64>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct ScanOptions {
     #[command(flatten)]
     pub(super) agent: AgentOptions,
     /// Guest files of the guests whose memory is read.
     #[arg(long = "guest", value_name = "FILE", required = true, num_args = 1..)]
     pub(super) guests: Vec<PathBuf>,
+    /// Save what placement needs to know of the contents, for 'plan --from'. The agent needs the fleet's key for it.
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) collect: CollectOptions,
     #[command(flatten)]
     pub(super) view: ViewOptions,
 }

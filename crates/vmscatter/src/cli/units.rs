@@ -65,6 +65,57 @@ pub(super) fn pin(text: &str) -> Result<Pin, String> {
     }
 }
 
+/// `--apart`: guests of which no two share a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ApartOption(pub(super) Vec<String>);
+
+/// `NAME,NAME..`.
+pub(super) fn apart(text: &str) -> Result<ApartOption, String> {
+    let names: Vec<String> = text.split(',').map(str::to_owned).collect();
+    if names.len() < 2 || names.iter().any(String::is_empty) {
+        return Err("is not NAME,NAME..".into());
+    }
+    Ok(ApartOption(names))
+}
+
+/// `--target`: a host that is not asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SavedTarget {
+    pub(super) name: String,
+    /// Bytes; `None`: enough for whatever comes.
+    pub(super) memory_bytes: Option<u64>,
+}
+
+/// `NAME` or `NAME=MEMORY`.
+pub(super) fn saved_target(text: &str) -> Result<SavedTarget, String> {
+    let (name, memory) = match text.split_once('=') {
+        Some((name, memory)) => (name, Some(memory)),
+        None => (text, None),
+    };
+    if !is_host_name(name) {
+        return Err(format!("'{name}' is no host name (lower case, as in DNS)"));
+    }
+    Ok(SavedTarget { name: name.to_owned(), memory_bytes: memory.map(memory_bytes).transpose()? })
+}
+
+/// Bytes: `64GiB`, `512MiB`, `1.5TiB`.
+fn memory_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 3] =
+        [("mib", (1u64 << 20) as f64), ("gib", (1u64 << 30) as f64), ("tib", (1u64 << 40) as f64)];
+    let lower = text.to_ascii_lowercase();
+    let (number, factor) = UNITS
+        .iter()
+        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, factor)))
+        .ok_or_else(|| format!("memory '{text}' has no unit: MiB, GiB or TiB"))?;
+    let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match number.parse::<f64>() {
+        Ok(number) if plain && number > 0.0 && number * factor <= (1u64 << 60) as f64 => {
+            Ok((number * factor) as u64)
+        }
+        _ => Err(format!("'{text}' is no amount of memory that makes sense")),
+    }
+}
+
 /// `none`, `zstd`, `zstd:LEVEL`.
 pub(super) fn compression(text: &str) -> Result<Compression, String> {
     match text.split_once(':') {
@@ -79,7 +130,7 @@ pub(super) fn compression(text: &str) -> Result<Compression, String> {
 }
 
 /// Bits per second: `1gbit`, `2.5gbit`, `800mbit`; the units are powers of 1000, as `tc` has them.
-pub(super) fn bandwidth(text: &str) -> Result<u64, String> {
+pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, f64); 5] =
         [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9), ("tbit", 1e12), ("bit", 1.0)];
     let lower = text.to_ascii_lowercase();
@@ -156,6 +207,22 @@ mod tests {
         assert_eq!(pin("vm1=t1"), Ok(Pin { guest: "vm1".into(), target: "t1".into() }));
         for bad in ["", "vm1", "vm1=", "=t1"] {
             assert!(pin(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn guests_apart_and_targets_that_are_not_asked() {
+        assert_eq!(apart("vm1,vm2"), Ok(ApartOption(vec!["vm1".into(), "vm2".into()])));
+        for bad in ["", "vm1", "vm1,", ",vm1", "vm1,,vm2"] {
+            assert!(apart(bad).is_err(), "{bad}");
+        }
+        let target = |memory_bytes| Ok(SavedTarget { name: "t1".into(), memory_bytes });
+        assert_eq!(saved_target("t1"), target(None));
+        assert_eq!(saved_target("t1=64GiB"), target(Some(64 << 30)));
+        assert_eq!(saved_target("t1=1.5tib"), target(Some(3 << 39)));
+        for bad in ["", "=1GiB", "T1", "t1=", "t1=64", "t1=GiB", "t1=-1GiB", "t1=1e9GiB", "t1=0MiB", "t1=1GB"]
+        {
+            assert!(saved_target(bad).is_err(), "{bad}");
         }
     }
 }

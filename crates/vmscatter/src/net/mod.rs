@@ -4,4 +4,5 @@
 //! through a bounded queue.
 
 pub mod data;
+pub mod outlet;
 pub mod udp;

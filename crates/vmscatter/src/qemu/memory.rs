@@ -1,9 +1,10 @@
 //! A guest's memory, read from outside while the guest runs.
 //!
 //! What is read is a hint: the guest writes meanwhile, and the migration stream decides (rule 1). Every byte is copied
-//! once, by the kernel, into the caller's buffer, and hash and payload come from that copy (rule 2). Shared memory is
-//! read with `pread` rather than mapped: a hole is then not populated by reading it, and a QEMU that truncates its file
-//! gets us a short read and not a SIGBUS. Private memory is read with `process_vm_readv`.
+//! once, by the kernel, into the caller's buffer, and hash and payload come from that copy (rule 2): out of shared memory
+//! with `pread`, by which a hole is not populated, and a QEMU that truncates its file gets us a short read and not a
+//! SIGBUS; out of private memory with `process_vm_readv`. Where only a hash is wanted, and no payload, shared memory can
+//! be [looked at](GuestMemory::look) in place, if it is such that neither can happen.
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -21,6 +22,12 @@ use vmscatter_core::page::PAGE_SIZE;
 use super::process::{Mapping, candidates, covering, mappings};
 use super::qmp::{Qmp, QmpError};
 use super::ramblock::{RamBlockInfo, ram_blocks};
+use super::view::{View, is_mappable};
+
+/// Copied at once out of shared memory: 64 KiB.
+const SHARED_CHUNK_PAGES: u32 = 16;
+/// Copied at once out of private memory: 1 MiB. Larger calls are cheaper where the guest has huge pages.
+const PRIVATE_CHUNK_PAGES: u32 = 256;
 
 /// Why a guest's memory can't be read.
 #[derive(Debug, Error)]
@@ -79,6 +86,10 @@ enum Backing {
     Shared {
         file: File,
         offset: u64,
+        /// Where QEMU has it mapped.
+        address: u64,
+        /// Whether parts of it may be mapped here.
+        mappable: bool,
     },
     /// In the process. Private and anonymous: a page that was never touched is zero.
     Private {
@@ -160,8 +171,38 @@ impl GuestMemory {
         self.pid
     }
 
-    /// Copies pages of a block from page `first` on into `out`, which must be whole pages. Fastest with 64 KiB to
-    /// 1 MiB at once.
+    /// Pages that [`GuestMemory::read`] best copies at once out of a block: what its way out of the kernel costs is one
+    /// part, what then remains in the core's second-level cache the other (docs/collect.md).
+    pub fn chunk_pages(&self, block: usize) -> u32 {
+        match self.backing.get(block) {
+            Some(Backing::Shared { .. }) => SHARED_CHUNK_PAGES,
+            _ => PRIVATE_CHUNK_PAGES,
+        }
+    }
+
+    /// Shows pages of a block where they are, all at once, if that is possible without danger; false if not, and then they
+    /// must be [read](GuestMemory::read). The guest may write meanwhile, so what is shown is good for a hash and no more.
+    /// At most some 16 MiB should be asked for at once, all of them [populated](GuestMemory::populated).
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    pub fn look(
+        &self,
+        block: usize,
+        pages: Range<u32>,
+        show: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, MemoryError> {
+        let start = self.check(block, pages.start, pages.len() as u64)?;
+        let Backing::Shared { file, offset, mappable: true, .. } = &self.backing[block] else {
+            return Ok(false);
+        };
+        let Some(view) = View::new(file, offset + start, pages.len() * PAGE_SIZE) else { return Ok(false) };
+        show(view.bytes());
+        Ok(true)
+    }
+
+    /// Copies pages of a block from page `first` on into `out`, which must be whole pages, best
+    /// [`GuestMemory::chunk_pages`] of them.
     ///
     /// # Errors
     /// If the pages don't exist, the block is not readable, or the process has ended.
@@ -173,7 +214,7 @@ impl GuestMemory {
         let start = self.check(block, first, (out.len() / PAGE_SIZE) as u64)?;
         match &self.backing[block] {
             Backing::Unknown => Err(MemoryError::Unreadable(self.blocks[block].name.clone())),
-            Backing::Shared { file, offset } => {
+            Backing::Shared { file, offset, .. } => {
                 file.read_exact_at(out, offset + start).map_err(|source| self.failed(source))
             }
             Backing::Private { address, .. } => {
@@ -191,8 +232,10 @@ impl GuestMemory {
         let pages = first..first + count;
         match &self.backing[block] {
             Backing::Unknown => Err(MemoryError::Unreadable(self.blocks[block].name.clone())),
-            Backing::Shared { file, offset } => {
-                Ok(data_ranges(file, *offset, pages).map_err(|source| self.failed(source))?)
+            Backing::Shared { file, offset, address, .. } => {
+                let touched =
+                    self.touched(address + start, pages.clone()).map_err(|source| self.failed(source))?;
+                shared_data(file, *offset, pages, &touched).map_err(|source| self.failed(source))
             }
             Backing::Private { anonymous: false, .. } => {
                 Ok(if count == 0 { Vec::new() } else { vec![pages] })
@@ -278,7 +321,8 @@ impl Backing {
             return Backing::Unknown;
         };
         if let Some((file, offset)) = shared_file(pid, address, found) {
-            return Backing::Shared { file, offset };
+            let mappable = offset % PAGE_SIZE as u64 == 0 && is_mappable(&file);
+            return Backing::Shared { file, offset, address, mappable };
         }
         let anonymous = found.iter().all(|mapping| mapping.inode == 0 && !mapping.shared);
         Backing::Private { address, anonymous }
@@ -315,7 +359,31 @@ fn open_descriptor(pid: i32, mapping: &Mapping) -> Option<File> {
     })
 }
 
-/// The pages of `pages` (those of a block whose first byte is at `base`) that are not holes of the file.
+/// The pages of `pages` (those of a block whose first byte is at `base`) that are not holes of the file. Those that QEMU has
+/// touched are known not to be. Only the others are looked for in the file, where others may have written: the kernel looks
+/// for a hole's beginning page by page, and would do so through all that follows a window in a guest that is full.
+fn shared_data(
+    file: &File,
+    base: u64,
+    pages: Range<u32>,
+    touched: &[Range<u32>],
+) -> io::Result<Vec<Range<u32>>> {
+    let mut ranges = Vec::new();
+    let mut at = pages.start;
+    for known in touched {
+        for found in data_ranges(file, base, at..known.start)? {
+            push(&mut ranges, found);
+        }
+        push(&mut ranges, known.clone());
+        at = known.end;
+    }
+    for found in data_ranges(file, base, at..pages.end)? {
+        push(&mut ranges, found);
+    }
+    Ok(ranges)
+}
+
+/// The pages of `pages` that are not holes of the file.
 fn data_ranges(file: &File, base: u64, pages: Range<u32>) -> io::Result<Vec<Range<u32>>> {
     let page = PAGE_SIZE as u64;
     let end = base + u64::from(pages.end) * page;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::outcome::{GuestOutcome, MigrateOutcome, ScanOutcome};
+use super::plan::PlanOutcome;
 
 /// A step of a session, of the whole job or of one guest; the design's steps by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -109,6 +110,8 @@ pub enum JobEvent {
 pub enum JobOutcome {
     /// `migrate`.
     Migrate(MigrateOutcome),
+    /// `plan`.
+    Plan(Box<PlanOutcome>),
     /// `scan`.
     Scan(ScanOutcome),
 }
@@ -118,6 +121,7 @@ impl JobOutcome {
     pub fn exit(&self) -> super::outcome::Exit {
         match self {
             JobOutcome::Migrate(outcome) => outcome.exit,
+            JobOutcome::Plan(outcome) => outcome.exit,
             JobOutcome::Scan(outcome) => outcome.exit,
         }
     }
@@ -126,6 +130,7 @@ impl JobOutcome {
     pub fn error(&self) -> Option<&str> {
         match self {
             JobOutcome::Migrate(outcome) => outcome.error.as_deref(),
+            JobOutcome::Plan(outcome) => outcome.error.as_deref(),
             JobOutcome::Scan(outcome) => outcome.error.as_deref(),
         }
     }

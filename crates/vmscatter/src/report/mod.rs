@@ -2,5 +2,6 @@
 
 pub mod event;
 pub mod outcome;
+pub mod plan;
 pub mod progress;
 pub mod summary;

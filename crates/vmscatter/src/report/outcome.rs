@@ -1,6 +1,9 @@
 //! How a job ended: the documents that `--json` prints.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+use vmscatter_core::placement::{Method, Solution};
 
 /// Exit codes of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +182,36 @@ impl ScatterOutcome {
     }
 }
 
+/// How targets were chosen, and how good the choice is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementOutcome {
+    /// `exact`: there is no better one; `local search`: the best that was found.
+    pub method: String,
+    /// Distinct contents over all targets; with a topology weighted by what its links cost.
+    pub cost: u64,
+    /// No placement under the same rules costs less.
+    pub bound: u64,
+    /// Milliseconds that choosing took.
+    pub time_ms: u64,
+}
+
+impl PlacementOutcome {
+    /// Of a solution.
+    pub fn of(solution: &Solution, time: Duration) -> PlacementOutcome {
+        let method = match solution.method {
+            Method::Exact => "exact",
+            Method::LocalSearch => "local search",
+        };
+        let time_ms = time.as_millis() as u64;
+        PlacementOutcome { method: method.into(), cost: solution.cost, bound: solution.bound, time_ms }
+    }
+
+    /// How far the cost may be from the least possible, in percent.
+    pub fn gap_percent(&self) -> f64 {
+        if self.bound == 0 { 0.0 } else { 100.0 * (self.cost as f64 / self.bound as f64 - 1.0) }
+    }
+}
+
 /// How a migration ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MigrateOutcome {
@@ -194,6 +227,9 @@ pub struct MigrateOutcome {
     pub guests: Vec<GuestOutcome>,
     /// What was shared.
     pub scatter: ScatterOutcome,
+    /// How targets were chosen; `None` if all were given.
+    #[serde(default)]
+    pub placement: Option<PlacementOutcome>,
 }
 
 impl MigrateOutcome {
@@ -214,7 +250,7 @@ impl MigrateOutcome {
         } else {
             Exit::Failed
         };
-        MigrateOutcome { session, exit, error: None, total_time_s, guests, scatter }
+        MigrateOutcome { session, exit, error: None, total_time_s, guests, scatter, placement: None }
     }
 
     /// Of a job that ended before it dealt with guests.
@@ -241,6 +277,7 @@ impl MigrateOutcome {
             total_time_s: 0.0,
             guests,
             scatter,
+            placement: None,
         }
     }
 }
@@ -280,6 +317,20 @@ pub struct ScanOutcome {
     pub guests: Vec<ScanGuest>,
     /// The sum over all guests.
     pub total: ScanGuest,
+    /// What was saved, if that was asked for.
+    #[serde(default)]
+    pub fingerprints: Option<SavedFingerprints>,
+}
+
+/// The fingerprints that `scan --out` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFingerprints {
+    /// Fingerprints, one for each content and guest that holds it.
+    pub contents: u64,
+    /// Of how many contents one was kept; 1: all.
+    pub one_in: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
 }
 
 impl ScanOutcome {
@@ -307,6 +358,7 @@ impl ScanOutcome {
             distinct_nonzero_bytes: 0,
             guests: Vec::new(),
             total: ScanGuest::default(),
+            fingerprints: None,
         }
     }
 }

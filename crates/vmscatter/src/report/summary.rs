@@ -87,13 +87,22 @@ pub fn scan(outcome: &ScanOutcome) -> String {
     }
     table.add_row(scan_row("all", &outcome.total));
     let seconds = outcome.collect_time_s.max(1e-9);
-    format!(
+    let mut text = format!(
         "{table}\ndistinct non-zero contents: {}\nread {} in {:.2} s, {}/s\n",
         BinaryBytes(outcome.distinct_nonzero_bytes),
         BinaryBytes(outcome.read_bytes),
         outcome.collect_time_s,
         DecimalBytes((outcome.read_bytes as f64 / seconds) as u64),
-    )
+    );
+    if let Some(saved) = &outcome.fingerprints {
+        let of_all = if saved.one_in == 1 { "all".into() } else { format!("one in {}", saved.one_in) };
+        text.push_str(&format!(
+            "saved {} fingerprints, {of_all}, in {}\n",
+            saved.contents,
+            BinaryBytes(saved.bytes)
+        ));
+    }
+    text
 }
 
 fn scan_row(name: &str, guest: &ScanGuest) -> Vec<String> {
@@ -126,6 +135,7 @@ pub fn status(status: &AgentStatus) -> String {
         for job in &status.jobs {
             let kind = match job.kind {
                 JobKind::Migrate => "migrate",
+                JobKind::Plan => "plan",
                 JobKind::Scan => "scan",
             };
             let state = match (job.state, job.exit) {
@@ -154,7 +164,7 @@ pub fn status(status: &AgentStatus) -> String {
 }
 
 /// An empty table whose columns `right` are numbers.
-fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
+pub(super) fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     let style = NOTHING.header_separator(LineStyle::none().fill('-').junction('-'));
     table.load_style(style).set_content_arrangement(ContentArrangement::Disabled);
@@ -168,7 +178,7 @@ fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
 }
 
 /// Pages as memory.
-fn pages(count: u64) -> String {
+pub(super) fn pages(count: u64) -> String {
     BinaryBytes(count.saturating_mul(PAGE_BYTES)).to_string()
 }
 

@@ -15,6 +15,7 @@ use vmscatter_core::wire::control::Message;
 
 use super::guest::{Monitor, SourceGuest};
 use super::link::TargetLink;
+use super::milestones::Milestones;
 use super::scatter::ScatterThread;
 use super::stream::{Stream, StreamEvent};
 use crate::agent::cancel::CancelToken;
@@ -107,6 +108,7 @@ pub(super) struct Actor {
     pub(super) sink: EventSink,
     pub(super) hold_before_cont: Option<PathBuf>,
     pub(super) streams_max: usize,
+    pub(super) milestones: Milestones,
     pub(super) tasks: JoinSet<()>,
     pub(super) finished: bool,
     pub(super) cancelled: bool,
@@ -142,6 +144,7 @@ impl Actor {
             let ended =
                 matches!(self.session.stage(vm), Some(VmStage::Done | VmStage::Failed | VmStage::InDoubt));
             if ended && !std::mem::replace(&mut self.vms[usize::from(vm)].told, true) {
+                self.milestones.running();
                 self.sink.emit(JobEvent::Guest(self.guest_outcome(vm)));
             }
         }
@@ -257,7 +260,10 @@ impl Actor {
     fn stream_event(&mut self, vm: u16, event: StreamEvent) {
         match event {
             StreamEvent::Held => self.head_written(vm),
-            StreamEvent::RamEnded(digest) => self.session.ram_ended(vm, digest),
+            StreamEvent::RamEnded(digest) => {
+                self.milestones.ram_ended();
+                self.session.ram_ended(vm, digest);
+            }
             StreamEvent::Failed(reason) => {
                 self.session.failed(vm, reason);
             }
@@ -354,6 +360,7 @@ impl Actor {
             SourceAction::Send { target, message } => self.links[usize::from(target)].send(message),
             SourceAction::Migrate { vm } => self.migrate(vm),
             SourceAction::Scatter => {
+                self.milestones.scattering();
                 self.sink.emit(JobEvent::Phase { guest: None, phase: Phase::Scatter });
                 self.scatter.start();
             }
@@ -407,6 +414,7 @@ impl Actor {
     }
 
     fn migrate(&mut self, vm: u16) {
+        self.milestones.opening();
         self.tell_phase(vm, Phase::Open);
         let state = &mut self.vms[usize::from(vm)];
         let started = state.guest.listen().and_then(|listener| state.stream.start(listener));
@@ -423,6 +431,7 @@ impl Actor {
 
     /// The stream is released, and a task follows QEMU's view of it until the guest stops.
     fn start_stream(&mut self, vm: u16) {
+        self.milestones.streaming(self.links.iter().map(|link| link.sent_bytes()).sum());
         self.tell_phase(vm, Phase::Stream);
         let state = &mut self.vms[usize::from(vm)];
         state.stream_due = false;

@@ -1,27 +1,25 @@
 //! Step 2 of a session: all guests' RAM is read once, on several threads, and what is identical is found.
 //!
 //! Work is dealt in windows of 16 MiB, in the order of VMs, blocks and pages, so that each thread reads large
-//! pieces one after the other. A chunk is copied out of the guest, stays in the core's cache, and is tested
-//! for zero and hashed there.
+//! pieces one after the other. Where a guest's memory can be looked at in place, pages are tested for zero and hashed
+//! there; else a chunk is copied out of the guest and stays in the core's cache for both.
 
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use thiserror::Error;
 use vmscatter_core::index::{
-    Contents, Group, PageSpace, PageSpaceError, Records, Run, RunBuilder, VmPages, Window,
+    Contents, FleetKey, Group, PageSpace, PageSpaceError, Records, Run, RunBuilder, Sampler, VmPages, Window,
 };
 use vmscatter_core::page::{MacKey, PAGE_SIZE, is_zero};
 
+use super::effort::{Effort, Pace};
+
 #[cfg(test)]
 mod tests;
-
-/// Pages that are read at a time: 1 MiB. Larger calls are cheaper where the guest has huge pages, as long as
-/// the chunk stays in the core's second-level cache until it is hashed.
-const CHUNK_PAGES: u32 = 256;
 
 /// A guest's RAM, as far as collecting needs it.
 pub trait PageSource: Send + Sync {
@@ -34,6 +32,17 @@ pub trait PageSource: Send + Sync {
     /// # Errors
     /// Where the guest is gone or may not be looked at.
     fn populated(&self, block: u16, first: u32, count: u32) -> io::Result<Vec<Range<u32>>>;
+
+    /// Pages of this block that [`PageSource::read`] copies at a time with the least cost, at least one.
+    fn chunk_pages(&self, block: u16) -> u32;
+
+    /// Shows populated pages where they are, all at once, and says whether it could. The guest may write meanwhile.
+    ///
+    /// # Errors
+    /// Where the guest is gone or may not be read.
+    fn look(&self, _block: u16, _pages: Range<u32>, _show: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
+        Ok(false)
+    }
 
     /// Copies the pages from `first` on into `out`, whose length is a multiple of the page size. The guest
     /// may write meanwhile.
@@ -59,9 +68,11 @@ pub struct CollectProgress {
 /// What was found.
 pub struct Collected {
     /// Contents that stand more than once.
-    pub contents: Contents,
+    pub contents: Arc<Contents>,
     /// Each VM, in the order given.
     pub vms: Vec<CollectedVm>,
+    /// The contents' fingerprints, if they were asked for.
+    pub sampler: Option<Sampler>,
 }
 
 /// What was found of one VM.
@@ -91,50 +102,97 @@ pub enum CollectError {
     Limit(#[from] PageSpaceError),
 }
 
-/// Reads all of `vms` on `threads` threads (at least one) and finds what is identical. A VM's number in
-/// addresses is its place in `vms`. Takes 24 bytes for each page that is not zero, and less than 4 MiB a
-/// thread.
+/// The key of the contents' MACs.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a session")]
+pub enum CollectKey {
+    /// A session's own.
+    Session(MacKey),
+    /// The fleet's: fingerprints are taken too.
+    Fleet(FleetKey),
+}
+
+impl CollectKey {
+    fn mac_key(&self) -> &MacKey {
+        match self {
+            CollectKey::Session(key) => key,
+            CollectKey::Fleet(key) => key.mac_key(),
+        }
+    }
+}
+
+/// Reads all of `vms`, with as much of the host's processors as `effort` allows, and finds what is identical. A VM's number
+/// in addresses is its place in `vms`. Takes 24 bytes for each page that is not zero, and less than 4 MiB a thread;
+/// fingerprints up to 128 MiB besides.
 ///
 /// # Errors
 /// [`CollectError`]; that a VM can't be read is not an error, but noted in [`CollectedVm::error`].
 pub fn collect(
     vms: &[&dyn PageSource],
-    key: &MacKey,
-    threads: usize,
+    key: &CollectKey,
+    effort: Effort,
     progress: &CollectProgress,
 ) -> Result<Collected, CollectError> {
     let blocks: Vec<_> = vms.iter().map(|vm| vm.blocks()).collect();
     let space = PageSpace::new(&blocks)?;
-    let reading = Reading::new(vms, &space, key, progress);
+    let reading = Reading::new(vms, &space, key.mac_key(), progress);
     progress.pages_total.store(reading.vms.iter().map(|vm| vm.pages).sum(), Relaxed);
-    let mut records = Records::new(on_threads(threads, || reading.work()));
+    let mut records = Records::new(on_threads(effort, |pace| reading.work(pace)));
     let vms = reading.outcome();
     let failed: Vec<u16> = (0..).zip(&vms).filter(|(_, vm)| vm.error.is_some()).map(|(vm, _)| vm).collect();
     if !failed.is_empty() {
         records.exclude(&space, &failed);
     }
-    let groups = group(records, threads, &progress.cancel);
+    let sampler = match key {
+        CollectKey::Session(_) => None,
+        CollectKey::Fleet(key) => Some(Mutex::new(Sampler::new(key.clone()))),
+    };
+    let groups = group(records, &space, effort, sampler.as_ref(), &progress.cancel);
     if progress.cancel.load(Relaxed) {
         return Err(CollectError::Cancelled);
     }
-    Ok(Collected { contents: Contents::from_groups(space, groups), vms })
+    let sampler = sampler.map(|sampler| sampler.into_inner().unwrap_or_else(PoisonError::into_inner));
+    Ok(Collected { contents: Arc::new(Contents::from_groups(space, groups)), vms, sampler })
 }
 
-/// Runs `work` on each of so many threads and puts the results together.
-fn on_threads<T: Send>(threads: usize, work: impl Fn() -> Vec<T> + Sync) -> Vec<T> {
+/// Runs `work` on as many threads as `effort` says and puts the results together.
+fn on_threads<T: Send>(effort: Effort, work: impl Fn(Pace) -> Vec<T> + Sync) -> Vec<T> {
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> =
+            (0..effort.threads.get()).map(|_| scope.spawn(|| work(effort.begin()))).collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker does not panic")).collect()
     })
 }
 
-fn group(records: Records, threads: usize, cancel: &AtomicBool) -> Vec<Group> {
+fn group(
+    records: Records,
+    space: &PageSpace,
+    effort: Effort,
+    sampler: Option<&Mutex<Sampler>>,
+    cancel: &AtomicBool,
+) -> Vec<Group> {
     let records = Mutex::new(records);
-    on_threads(threads, || {
-        let take = || records.lock().unwrap_or_else(PoisonError::into_inner).take_shard();
+    on_threads(effort, |mut pace| {
+        let take = || lock(&records).take_shard();
         let shards = std::iter::from_fn(|| if cancel.load(Relaxed) { None } else { take() });
-        shards.map(|shard| shard.group()).collect()
+        let groups = shards.map(|shard| {
+            pace.rest();
+            match sampler {
+                None => shard.group(),
+                Some(sampler) => {
+                    let mut branch = lock(sampler).branch();
+                    let group = shard.group_sampled(space, &mut branch);
+                    lock(sampler).absorb(branch);
+                    group
+                }
+            }
+        });
+        groups.collect()
     })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the threads share while they read.
@@ -170,18 +228,24 @@ impl<'a> Reading<'a> {
     }
 
     /// One thread's work: window after window, until none is left.
-    fn work(&self) -> Vec<Run> {
-        let mut reader = Reader { builder: RunBuilder::new(), runs: Vec::new(), chunk: Vec::new() };
+    fn work(&self, pace: Pace) -> Vec<Run> {
+        let mut reader = Reader {
+            builder: RunBuilder::new(),
+            runs: Vec::new(),
+            chunk: Vec::new(),
+            key: self.key,
+            nonzero: 0,
+            pace,
+        };
         while let Some(window) = self.space.windows().get(self.next_window.fetch_add(1, Relaxed)) {
             if self.progress.cancel.load(Relaxed) {
                 return Vec::new();
             }
             let vm = &self.vms[usize::from(window.first.vm)];
             if !vm.failed.load(Relaxed) {
+                reader.nonzero = 0;
                 match self.read_window(window, &mut reader) {
-                    Ok(nonzero) => {
-                        vm.nonzero.fetch_add(nonzero, Relaxed);
-                    }
+                    Ok(()) => drop(vm.nonzero.fetch_add(reader.nonzero, Relaxed)),
                     Err(error) => vm.fail(error),
                 }
             }
@@ -191,27 +255,51 @@ impl<'a> Reading<'a> {
         reader.runs
     }
 
-    /// Gives the number of pages that are not zero.
-    fn read_window(&self, window: &Window, reader: &mut Reader) -> io::Result<u64> {
+    fn read_window(&self, window: &Window, reader: &mut Reader<'_>) -> io::Result<()> {
         let source = self.sources[usize::from(window.first.vm)];
         let (block, start) = (window.first.block, window.first.page);
         // Within a block numbers ascend as pages do.
         let number = self.space.number(window.first).expect("a window's first page has a number");
-        let mut nonzero = 0;
         for range in source.populated(block, start, window.pages)? {
             let range = range.start.max(start)..range.end.min(start + window.pages);
-            for first in range.clone().step_by(CHUNK_PAGES as usize) {
-                if self.progress.cancel.load(Relaxed) {
-                    return Ok(nonzero);
-                }
-                let bytes = CHUNK_PAGES.min(range.end - first) as usize * PAGE_SIZE;
-                reader.chunk.resize(bytes, 0);
-                source.read(block, first, &mut reader.chunk)?;
-                nonzero += reader.note(self.key, number + (first - start));
-                self.progress.bytes_read.fetch_add(bytes as u64, Relaxed);
+            let first_number = number + (range.start - start);
+            if self.progress.cancel.load(Relaxed) {
+                return Ok(());
+            }
+            if source.look(block, range.clone(), &mut |bytes| reader.note(bytes, first_number))? {
+                self.progress.bytes_read.fetch_add(range.len() as u64 * PAGE_SIZE as u64, Relaxed);
+                reader.pace.rest();
+            } else {
+                self.copy_range(source, block, range, first_number, reader)?;
             }
         }
-        Ok(nonzero)
+        Ok(())
+    }
+
+    /// `number` is that of the range's first page.
+    fn copy_range(
+        &self,
+        source: &dyn PageSource,
+        block: u16,
+        range: Range<u32>,
+        number: u32,
+        reader: &mut Reader<'_>,
+    ) -> io::Result<()> {
+        let chunk_pages = source.chunk_pages(block);
+        for first in range.clone().step_by(chunk_pages as usize) {
+            if self.progress.cancel.load(Relaxed) {
+                return Ok(());
+            }
+            let bytes = chunk_pages.min(range.end - first) as usize * PAGE_SIZE;
+            let mut chunk = std::mem::take(&mut reader.chunk);
+            chunk.resize(bytes, 0);
+            source.read(block, first, &mut chunk)?;
+            reader.note(&chunk, number + (first - range.start));
+            reader.chunk = chunk;
+            self.progress.bytes_read.fetch_add(bytes as u64, Relaxed);
+            reader.pace.rest();
+        }
+        Ok(())
     }
 
     fn outcome(self) -> Vec<CollectedVm> {
@@ -230,27 +318,29 @@ impl VmReading {
     /// Keeps the first error.
     fn fail(&self, error: io::Error) {
         self.failed.store(true, Relaxed);
-        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(&self.error).get_or_insert(error);
     }
 }
 
 /// What one thread has for itself.
-struct Reader {
+struct Reader<'a> {
     builder: RunBuilder,
     runs: Vec<Run>,
     chunk: Vec<u8>,
+    key: &'a MacKey,
+    /// Pages of this window that are not zero.
+    nonzero: u64,
+    pace: Pace,
 }
 
-impl Reader {
-    /// Notes the pages of the chunk, numbered from `first` on; gives the number of those that are not zero.
-    fn note(&mut self, key: &MacKey, first: u32) -> u64 {
-        let mut nonzero = 0;
-        for (page, bytes) in (first..).zip(self.chunk.chunks_exact(PAGE_SIZE)) {
+impl Reader<'_> {
+    /// Notes pages, numbered from `first` on.
+    fn note(&mut self, pages: &[u8], first: u32) {
+        for (page, bytes) in (first..).zip(pages.chunks_exact(PAGE_SIZE)) {
             if !is_zero(bytes) {
-                self.runs.extend(self.builder.push(key.mac(bytes), page));
-                nonzero += 1;
+                self.runs.extend(self.builder.push(self.key.mac(bytes), page));
+                self.nonzero += 1;
             }
         }
-        nonzero
     }
 }

@@ -1,6 +1,6 @@
 //! `migrate`: a session from the request to the report, phase by phase.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,54 +9,47 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::{DigestKey, MacKey};
-use vmscatter_core::placement::{TargetCapacity, TargetId, VmDemand, place};
+use vmscatter_core::placement::{HolderGroups, TargetId};
 use vmscatter_core::schedule::{Classes, Schedule, SetPlan};
 use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
 use super::actor::{Actor, CLOSED, Event, Vm};
-use super::collect::{CollectError, Collected};
+use super::collect::Collected;
 use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
-use super::scan::{Collection, collect_guests};
+use super::milestones::Milestones;
+use super::prepare::{Chosen, Setting, Stop, candidates, holder_groups};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
-use crate::agent::control::{ControlConnection, ControlReceiver, hello};
+use crate::agent::control::{ControlConnection, ControlReceiver};
 use crate::agent::guest_file::{GuestFile, format_uuid};
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, GuestText, MigrateRequest};
+use crate::agent::protocol::{self, GuestText, MigrateRequest, Pin, PlacementRules};
 use crate::net::data::RateLimit;
 use crate::net::udp::random_group;
+use crate::plan::LINK_BYTES_PER_S;
+use crate::plan::place::GROUPS_MAX;
 use crate::random::{random, random_uuid};
 use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{
-    GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, ScatterOutcome,
+    GuestOutcome, GuestStatus, MigrateOutcome, PageClasses, PageCounts, PlacementOutcome, ScatterOutcome,
 };
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
 const STREAMS_MAX: usize = 2;
-/// Target sets with a group of their own (Linux lets a socket join 20); those beyond get their frames by TCP.
-const GROUPS_MAX: usize = 16;
 /// Every target says within this time which groups it has joined.
 const GRANT_DEADLINE: Duration = Duration::from_secs(20);
-/// What the link is taken to carry until it has been measured: 1 Gbit/s.
-const LINK_BYTES_PER_S: f64 = 125e6;
-
-/// Why a session ended before its guests had been dealt with.
-enum Stop {
-    /// The request is wrong; nothing was started.
-    BadInput(String),
-    Failed(String),
-    Cancelled,
-}
 
 /// Moves the request's guests: all at once, or, with `parallel`, in waves of so many, each a session of its own.
 ///
-/// Contents that stand in guests of several waves are sent once in each.
+/// Targets are chosen once, over all guests of all waves: who shares with whom does not end at a wave. For that all memory is
+/// read before the first wave; each wave reads its own again, as it may begin hours later. Contents that stand in guests of
+/// several waves are sent once in each.
 pub async fn run_migrate(
     ctx: Arc<AgentContext>,
     request: MigrateRequest,
@@ -66,9 +59,20 @@ pub async fn run_migrate(
     let start = Instant::now();
     let wave_len = request.parallel.unwrap_or(request.guests.len()).max(1);
     let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
-    for wave in request.guests.chunks(wave_len) {
-        let request = MigrateRequest { guests: wave.to_vec(), ..request.clone() };
-        let run = Run { ctx: ctx.clone(), request, sink: sink.clone(), cancel: cancel.clone(), start };
+    let mut run = Run { ctx, request, sink, cancel, start };
+    let mut placement = None;
+    if wave_len < run.request.guests.len() && !run.all_pinned() {
+        match run.place_all().await {
+            Ok((pins, outcome)) => {
+                run.request.rules = PlacementRules { pins, ..PlacementRules::default() };
+                placement = Some(outcome);
+            }
+            Err(stop) => return stop.into_outcome(),
+        }
+    }
+    let all = std::mem::take(&mut run.request.guests);
+    for wave in all.chunks(wave_len) {
+        run.request.guests = wave.to_vec();
         let outcome = match run.run().await {
             Ok(outcome) => outcome,
             // Before anything was moved the whole job ends so; afterwards only the guests of this wave have stayed.
@@ -81,8 +85,10 @@ pub async fn run_migrate(
         session = outcome.session;
         guests.extend(outcome.guests);
         scatter.add(&outcome.scatter);
+        placement = placement.or(outcome.placement);
     }
-    MigrateOutcome::of_guests(session, start.elapsed().as_secs_f64(), guests, scatter)
+    let outcome = MigrateOutcome::of_guests(session, start.elapsed().as_secs_f64(), guests, scatter);
+    MigrateOutcome { placement, ..outcome }
 }
 
 impl Stop {
@@ -124,14 +130,24 @@ struct Run {
 }
 
 /// All that is known once the phases before the session are over.
-struct Plan {
+struct Prepared {
     keys: RawKeys,
     guests: Vec<SourceGuest>,
     placement: Vec<Option<TargetId>>,
-    contents: Contents,
+    contents: Arc<Contents>,
     schedule: Schedule,
     /// What collecting found, as the report shows it.
     found: ScatterOutcome,
+    /// How targets were chosen, unless all were given.
+    chosen: Option<PlacementOutcome>,
+    milestones: Milestones,
+}
+
+/// The links of a session, and what comes from them.
+struct Links {
+    links: Vec<Arc<TargetLink>>,
+    events: UnboundedReceiver<Event>,
+    to_events: UnboundedSender<Event>,
 }
 
 /// The keys of a session, as they are given to targets.
@@ -142,129 +158,127 @@ struct RawKeys {
 }
 
 impl Run {
-    fn phase(&self, phase: Phase) {
-        self.sink.emit(JobEvent::Phase { guest: None, phase });
+    fn setting(&self) -> Setting<'_> {
+        Setting {
+            ctx: &self.ctx,
+            sink: &self.sink,
+            cancel: &self.cancel,
+            collect_cpu_percent: self.request.collect_cpu_percent,
+        }
     }
 
-    fn check_cancelled(&self) -> Result<(), Stop> {
-        if self.cancel.is_cancelled() { Err(Stop::Cancelled) } else { Ok(()) }
+    fn all_pinned(&self) -> bool {
+        let pins = &self.request.rules.pins;
+        let pinned = |text: &GuestText| {
+            // The file was parsed when the request was checked.
+            let name = GuestFile::parse(&text.text, &text.origin).map(|file| file.name);
+            name.is_ok_and(|name| pins.iter().any(|pin| pin.guest == name))
+        };
+        self.request.guests.iter().all(pinned)
+    }
+
+    /// Chooses targets for the guests of all waves.
+    async fn place_all(&self) -> Result<(Vec<Pin>, PlacementOutcome), Stop> {
+        let setting = self.setting();
+        setting.phase(Phase::Connect);
+        let guests = setting.open_guests(&self.request.guests).await?;
+        let resources = setting.ask(&self.request.targets, random_uuid()).await?;
+        setting.phase(Phase::Collect);
+        let collected = setting.collect(&guests, MacKey::new(&random())).await?.collected;
+        setting.phase(Phase::Place);
+        let chosen = self.choose(&guests, &resources, &collected).await?;
+        let pin = |(guest, target): (&SourceGuest, &TargetId)| Pin {
+            guest: guest.name.clone(),
+            target: self.request.targets[usize::from(target.0)].name.clone(),
+        };
+        let pins = guests.iter().zip(&chosen.solution.placement).map(pin).collect();
+        Ok((pins, PlacementOutcome::of(&chosen.solution, chosen.time)))
+    }
+
+    /// By what the guests hold in common.
+    async fn choose(
+        &self,
+        guests: &[SourceGuest],
+        resources: &[Resources],
+        collected: &Collected,
+    ) -> Result<Chosen, Stop> {
+        let sharing = Sharing::of(&collected.contents, &collected.pages());
+        let groups = holder_groups(collected.contents.clone(), sharing).await?;
+        self.choose_by(guests, resources, groups).await
+    }
+
+    async fn choose_by(
+        &self,
+        guests: &[SourceGuest],
+        resources: &[Resources],
+        groups: HolderGroups,
+    ) -> Result<Chosen, Stop> {
+        let MigrateRequest { targets, rules, topology, .. } = &self.request;
+        let network = self.setting().network(targets, topology.as_ref())?;
+        self.setting().choose(candidates(guests, targets, resources, rules), network, groups).await
     }
 
     async fn run(&self) -> Result<MigrateOutcome, Stop> {
+        let setting = self.setting();
         let keys = RawKeys { session: random_uuid(), mac: random(), digest: random() };
-        self.phase(Phase::Connect);
-        let guests = self.open_guests().await?;
-        let connections = self.connect(&keys).await?;
-        self.check_cancelled()?;
-        self.phase(Phase::Place);
-        let placement = self.place(&guests, &connections)?;
+        setting.phase(Phase::Connect);
+        let guests = setting.open_guests(&self.request.guests).await?;
+        let connections = setting.connect(&self.request.targets, keys.session).await?;
+        setting.check_cancelled()?;
+        let resources: Vec<Resources> = connections.iter().map(|c| c.peer.resources.clone()).collect();
+        let mut chosen = None;
+        if self.all_pinned() {
+            setting.phase(Phase::Place);
+            let nothing = HolderGroups { alone: vec![0; guests.len()], shared: Vec::new() };
+            chosen = Some(self.choose_by(&guests, &resources, nothing).await?);
+        }
+        let links = self.open_targets(&keys, connections).await?;
+        // Where targets are given, incoming QEMUs start while memory is read: both take their time.
+        let mut milestones = Milestones::default();
+        if let Some(chosen) = &chosen {
+            setting.phase(Phase::Prepare);
+            prepare(&guests, &chosen.placement(), &links);
+        }
+        setting.phase(Phase::Collect);
+        let collected = setting.collect(&guests, MacKey::new(&keys.mac)).await?.collected;
+        setting.check_cancelled()?;
+        let given = chosen.is_some();
+        let chosen = match chosen {
+            Some(chosen) => chosen,
+            None => {
+                setting.phase(Phase::Place);
+                let chosen = self.choose(&guests, &resources, &collected).await?;
+                setting.check_cancelled()?;
+                setting.phase(Phase::Prepare);
+                milestones.preparing();
+                prepare(&guests, &chosen.placement(), &links);
+                chosen
+            }
+        };
+        setting.phase(Phase::Schedule);
+        let placement = chosen.placement();
+        let schedule = Schedule::new(&collected.contents, &placement);
+        let found = found(&collected, &placement);
+        let chosen = (!given).then(|| PlacementOutcome::of(&chosen.solution, chosen.time));
+        let contents = collected.contents;
+        let prepared = Prepared { keys, guests, placement, contents, schedule, found, chosen, milestones };
+        self.session(prepared, links).await
+    }
+
+    async fn open_targets(&self, keys: &RawKeys, connections: Vec<ControlConnection>) -> Result<Links, Stop> {
         let (to_events, events) = unbounded_channel();
         let limit = self.request.bandwidth_bits.map(|bits| Arc::new(RateLimit::new(bits / 8)));
         let mut links = Vec::new();
         for (number, connection) in connections.into_iter().enumerate() {
-            links.push(self.open_target(&keys, number as u16, connection, limit.clone(), &to_events).await?);
+            links.push(self.open_target(keys, number as u16, connection, limit.clone(), &to_events).await?);
         }
-        // Incoming QEMUs start while memory is read: both take their time, and neither needs the other.
-        self.phase(Phase::Prepare);
-        for (vm, guest) in guests.iter().enumerate() {
-            let target = placement[vm].map_or(0, |target| usize::from(target.0));
-            links[target].send(Message::Prepare(guest.spec(vm as u16)));
-        }
-        self.phase(Phase::Collect);
-        let collected = self.collect(&guests, MacKey::new(&keys.mac)).await?;
-        self.check_cancelled()?;
-        self.phase(Phase::Schedule);
-        let schedule = Schedule::new(&collected.contents, &placement);
-        let found = found(&collected, &placement);
-        let plan = Plan { keys, guests, placement, contents: collected.contents, schedule, found };
-        self.session(plan, links, events, to_events).await
-    }
-
-    async fn open_guests(&self) -> Result<Vec<SourceGuest>, Stop> {
-        let mut guests: Vec<SourceGuest> = Vec::new();
-        for GuestText { origin, text } in &self.request.guests {
-            let guest = SourceGuest::open(&self.ctx, origin, text).await.map_err(Stop::BadInput)?;
-            if let Some(other) =
-                guests.iter().find(|other| other.uuid == guest.uuid || other.name == guest.name)
-            {
-                return Err(Stop::BadInput(format!("{origin}: the same guest as '{}'", other.name)));
-            }
-            guests.push(guest);
-        }
-        Ok(guests)
-    }
-
-    async fn connect(&self, keys: &RawKeys) -> Result<Vec<ControlConnection>, Stop> {
-        let mut connections = Vec::new();
-        for target in &self.request.targets {
-            let ours = hello(&self.ctx.config.name, Resources::default());
-            let connect =
-                ControlConnection::connect(target.addr, &target.name, &self.ctx.tls, ours, keys.session);
-            connections.push(connect.await.map_err(|error| Stop::BadInput(error.to_string()))?);
-        }
-        Ok(connections)
-    }
-
-    fn place(
-        &self,
-        guests: &[SourceGuest],
-        connections: &[ControlConnection],
-    ) -> Result<Vec<Option<TargetId>>, Stop> {
-        // A pin may name a guest of another wave.
-        let pins: HashMap<&str, &str> =
-            self.request.pins.iter().map(|pin| (pin.guest.as_str(), pin.target.as_str())).collect();
-        let number = |name: &str| {
-            let at = self.request.targets.iter().position(|target| target.name == name);
-            at.map(|at| TargetId(at as u8))
-        };
-        let demand = |guest: &SourceGuest| {
-            let pinned = pins.get(guest.name.as_str()).and_then(|host| number(host));
-            (guest.name.clone(), guest.bytes(), pinned)
-        };
-        let demands: Vec<_> = guests.iter().map(demand).collect();
-        let demands: Vec<VmDemand<'_>> = demands
-            .iter()
-            .map(|(name, memory_bytes, pinned)| VmDemand {
-                name,
-                memory_bytes: *memory_bytes,
-                pinned: *pinned,
-            })
-            .collect();
-        let capacity = |connection: &ControlConnection| connection.peer.resources.free_memory_bytes;
-        let targets: Vec<TargetCapacity<'_>> = connections
-            .iter()
-            .map(|c| TargetCapacity { name: &c.peer.name, free_bytes: capacity(c) })
-            .collect();
-        let placed = place(&demands, &targets).map_err(|error| Stop::BadInput(error.to_string()))?;
-        Ok(placed.into_iter().map(Some).collect())
-    }
-
-    async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collected, Stop> {
-        let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-        match collect_guests(memories, key, &self.cancel).await {
-            Ok(Collection { collected, .. }) => {
-                for (guest, vm) in guests.iter().zip(&collected.vms) {
-                    if let Some(error) = &vm.error {
-                        let text = format!("its memory can't be read, all of it goes by its stream: {error}");
-                        self.sink.emit(JobEvent::Warning { guest: Some(guest.name.clone()), text });
-                    }
-                }
-                Ok(collected)
-            }
-            Err(CollectError::Cancelled) => Err(Stop::Cancelled),
-            Err(error) => Err(Stop::BadInput(error.to_string())),
-        }
+        Ok(Links { links, events, to_events })
     }
 
     /// From the groups to the report.
-    async fn session(
-        &self,
-        plan: Plan,
-        links: Vec<Arc<TargetLink>>,
-        mut events: UnboundedReceiver<Event>,
-        to_events: UnboundedSender<Event>,
-    ) -> Result<MigrateOutcome, Stop> {
-        let Plan { keys, guests, placement, contents, schedule, found } = plan;
+    async fn session(&self, prepared: Prepared, links: Links) -> Result<MigrateOutcome, Stop> {
+        let Prepared { keys, guests, placement, contents, schedule, found, chosen, milestones } = prepared;
+        let Links { links, mut events, to_events } = links;
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
         let sets = self.multicast_sets(&schedule, &links);
         self.grant(&sets, &links, &mut events, &to_events).await?;
@@ -319,16 +333,20 @@ impl Run {
             sink: self.sink.clone(),
             hold_before_cont: self.request.hold_before_cont.clone(),
             streams_max: STREAMS_MAX,
+            milestones,
             tasks: JoinSet::new(),
             finished: false,
             cancelled: false,
         };
         actor.run(&self.cancel).await;
-        self.phase(Phase::Report);
+        self.setting().phase(Phase::Report);
         for link in &actor.links {
             link.send(Message::Close);
         }
-        Ok(self.outcome(&actor, found))
+        if let Some(measured) = actor.measured(bandwidth) {
+            self.ctx.speeds.keep(compression != Compression::None, &measured);
+        }
+        Ok(MigrateOutcome { placement: chosen, ..self.outcome(&actor, found) })
     }
 
     /// The sets of several targets, with their wire numbers, keys and groups; below them stands each target's own.
@@ -441,6 +459,14 @@ impl Run {
             guests.collect(),
             found,
         )
+    }
+}
+
+/// Has each target start the incoming QEMUs of its guests.
+fn prepare(guests: &[SourceGuest], placement: &[Option<TargetId>], links: &Links) {
+    for (vm, guest) in guests.iter().enumerate() {
+        let target = placement[vm].map_or(0, |target| usize::from(target.0));
+        links.links[target].send(Message::Prepare(guest.spec(vm as u16)));
     }
 }
 

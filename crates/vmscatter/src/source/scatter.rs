@@ -18,14 +18,14 @@ use vmscatter_core::session::{ScatterFrame, Scatterer, SessionKeys};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::{Message, Report, Uuid};
-use vmscatter_core::wire::piece::{seal_piece, session_tag};
-use vmscatter_core::wire::seal::{Channel, SealKey};
+use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 
 use super::actor::Event;
 use super::encode::EncodePool;
 use super::link::TargetLink;
 use super::probe::Probing;
 use super::stream::Stream;
+use crate::net::outlet::Outlet;
 use crate::net::udp::MulticastSender;
 use crate::qemu::memory::GuestMemory;
 use crate::report::outcome::ScatterOutcome;
@@ -50,7 +50,7 @@ pub(super) struct SetLink {
 pub(super) struct Setup {
     pub(super) keys: SessionKeys,
     pub(super) session: Uuid,
-    pub(super) contents: Contents,
+    pub(super) contents: Arc<Contents>,
     pub(super) schedule: Schedule,
     pub(super) placement: Vec<Option<TargetId>>,
     pub(super) sets: Vec<SetLink>,
@@ -153,13 +153,6 @@ impl ScatterThread {
     }
 }
 
-struct Set {
-    members: Vec<u16>,
-    /// For the group; `None` where there is none.
-    group: Option<(SocketAddr, SealKey)>,
-    unicast: HashMap<u16, SealKey>,
-}
-
 struct Work {
     setup: Setup,
     queue: Receiver<Order>,
@@ -169,8 +162,7 @@ struct Work {
     sender: Sender,
     datagram_bytes: u64,
     scatterer: Scatterer,
-    socket: Option<MulticastSender>,
-    sets: HashMap<u16, Set>,
+    outlet: Outlet,
     numbers: HashMap<TargetSet, u16>,
     plans: std::vec::IntoIter<FramePlan>,
     plans_over: bool,
@@ -183,7 +175,6 @@ struct Work {
     left: u128,
     running: bool,
     stopped: bool,
-    sealed: Vec<u8>,
     told: Instant,
     probing: Option<Probing>,
 }
@@ -209,8 +200,7 @@ impl Work {
             sender: Sender::new(config, Time::ZERO),
             datagram_bytes: datagram_bytes as u64,
             scatterer: Scatterer::new(setup.keys.mac.clone()),
-            socket,
-            sets: HashMap::new(),
+            outlet: Outlet::new(session_tag(&setup.session), socket),
             numbers: HashMap::new(),
             plans: Vec::new().into_iter(),
             plans_over: false,
@@ -220,7 +210,6 @@ impl Work {
             left: 0,
             running: false,
             stopped: false,
-            sealed: Vec::new(),
             told: Instant::now(),
             probing: None,
             start: Instant::now(),
@@ -230,7 +219,7 @@ impl Work {
             shared,
         };
         work.add_sets();
-        let grouped = |link: &&SetLink| work.sets.get(&link.number).is_some_and(|set| set.group.is_some());
+        let grouped = |link: &&SetLink| work.outlet.group(link.number).is_some();
         work.probing = Some(Probing::new(work.setup.sets.iter().filter(grouped), Instant::now()));
         Ok(work)
     }
@@ -250,32 +239,22 @@ impl Work {
             return;
         }
         for (set, piece) in probing.due(now, session_tag(&self.setup.session)) {
-            let group = self.sets.get(&set).and_then(|set| set.group.as_ref()).map(|(group, _)| *group);
-            let Some((group, socket)) = group.zip(self.socket.as_mut()) else { continue };
-            if let Err(error) = socket.send(group, &piece, piece.len()) {
-                tracing::debug!("probe: {error}");
-            }
+            self.outlet.send_datagram(set, &piece);
         }
         self.probing = Some(probing);
     }
 
     /// The granted sets, and for contents of one target that target's own.
     fn add_sets(&mut self) {
-        let channel = |target: &u16| Channel::unicast(*target);
         for link in &self.setup.sets {
             let members: Vec<u16> = link.set.members().map(|target| u16::from(target.0)).collect();
-            let unicast = members.iter().map(|to| (*to, SealKey::new(&link.key, channel(to)))).collect();
-            let group = link.group.filter(|_| self.socket.is_some());
-            let group = group.map(|group| (group, SealKey::new(&link.key, Channel::MULTICAST)));
-            self.sender.add_set(link.number, &members, group.is_some());
+            let grouped = self.outlet.add_set(link.number, &link.key, &members, link.group);
+            self.sender.add_set(link.number, &members, grouped);
             self.numbers.insert(link.set, link.number);
-            self.sets.insert(link.number, Set { members, group, unicast });
         }
         for target in 0..self.setup.links.len() as u16 {
             self.sender.add_set(target, &[target], false);
             self.numbers.insert(TargetSet::single(TargetId(target as u8)), target);
-            let set = Set { members: vec![target], group: None, unicast: HashMap::new() };
-            self.sets.insert(target, set);
         }
     }
 
@@ -445,47 +424,20 @@ impl Work {
     }
 
     fn multicast(&mut self, transmit: &Transmit) {
-        let tag = session_tag(&self.setup.session);
-        let Some((group, key)) = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut()) else {
-            return;
-        };
-        self.sealed.clear();
-        let mut segment = 0;
-        for (header, payload) in transmit.pieces(tag) {
-            let before = self.sealed.len();
-            if seal_piece(key, &header, payload, &mut self.sealed).is_err() {
-                return tracing::error!("a set's key is used up");
-            }
-            segment = segment.max(self.sealed.len() - before);
-        }
-        // What the kernel does not take is lost like any datagram, and repaired.
-        if let Some(Err(error)) =
-            self.socket.as_mut().map(|socket| socket.send(*group, &self.sealed, segment))
-        {
-            tracing::debug!("multicast: {error}");
-        }
-        self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).multicast_bytes +=
-            self.sealed.len() as u64;
+        let bytes = self.outlet.multicast(transmit);
+        self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).multicast_bytes += bytes as u64;
     }
 
     fn unicast(&mut self, transmit: &Transmit, target: u16) {
-        let tag = session_tag(&self.setup.session);
         let link = &self.setup.links[usize::from(target)];
-        let Some(set) = self.sets.get_mut(&transmit.set) else { return };
-        for (header, payload) in transmit.pieces(tag) {
-            let mut sealed = Vec::new();
-            let result = match set.unicast.get_mut(&target) {
-                Some(key) => seal_piece(key, &header, payload, &mut sealed).map(drop),
-                // A target's own set is sealed by its link, which does so for streams too.
-                None => link.seal(&header, payload, &mut sealed),
-            };
-            if result.is_err() {
-                return tracing::error!("a set's key is used up");
-            }
-            self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).unicast_bytes +=
-                sealed.len() as u64;
-            link.send_scatter(sealed);
-        }
+        // A target's own set is sealed by its link, which does so for streams too.
+        let own = |header: &PieceHeader, payload: &[u8], out: &mut Vec<u8>| link.seal(header, payload, out);
+        let Ok(pieces) = self.outlet.seal_unicast(transmit, target, own) else {
+            return tracing::error!("a set's key is used up");
+        };
+        let bytes: usize = pieces.iter().map(Vec::len).sum();
+        self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner()).unicast_bytes += bytes as u64;
+        pieces.into_iter().for_each(|piece| link.send_scatter(piece));
     }
 
     fn sender_events(&mut self) {
@@ -526,6 +478,6 @@ impl Work {
         let mut outcome = self.shared.outcome.lock().unwrap_or_else(|e| e.into_inner());
         // A frame's last piece is shorter; no account is kept of which pieces were repaired.
         outcome.repair_bytes = self.sender.counters().multicast_repairs * self.datagram_bytes;
-        outcome.sets = self.sets.values().filter(|set| set.members.len() > 1).count() as u32;
+        outcome.sets = self.setup.sets.len() as u32;
     }
 }

@@ -35,6 +35,9 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
     let ControlConnection { sender, mut receiver, peer } = connection;
     let first = tokio::time::timeout(OPEN_DEADLINE, receiver.recv()).await;
+    if let Ok(Ok(Some(Message::Close))) = first {
+        return tracing::debug!(source = peer.name, "only asked what this host can take");
+    }
     let Ok(Ok(Some(Message::Open { mac_key, digest_key, target, own_set }))) = first else {
         tracing::warn!(source = peer.name, "the session was not opened");
         return;

@@ -25,6 +25,11 @@ fn wrong_options_are_one_line_that_names_the_option() {
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--vm", "vm1"], "'--vm <NAME=HOST>...'"),
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--hold-before-cont", "/no/dir"], "/no/dir: "),
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--colour"], "'--colour'"),
+        (
+            &["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--collect-cpu", "101"],
+            "'--collect-cpu <PERCENT>'",
+        ),
+        (&["scan", "--guest", guest, "--collect-cpu", "0"], "'--collect-cpu <PERCENT>'"),
         (&["attach", "x"], "'<JOB>'"),
         (&["fly"], "'fly'"),
     ];
@@ -74,11 +79,12 @@ fn help_names_the_exit_codes_and_no_agent_is_code_4() {
 fn keys_are_private_and_never_overwritten() {
     let lab = Lab::new("node1,node2");
     let mode = |name: &str| std::fs::metadata(lab.path(name)).unwrap().permissions().mode() & 0o777;
-    for name in ["keys/ca.key", "keys/node1.key", "keys/node2.key"] {
+    for name in ["keys/ca.key", "keys/node1.key", "keys/node2.key", "keys/fleet.key"] {
         assert_eq!(mode(name), 0o600, "{name}");
     }
     let read = |name: &str| std::fs::read(lab.path(name)).unwrap();
-    let (ca, first) = (read("keys/ca.pem"), read("keys/node1.key"));
+    let kept = || [read("keys/ca.pem"), read("keys/node1.key"), read("keys/fleet.key")];
+    let before = kept();
     let keys = lab.path("keys");
     let init = |hosts: &[&str]| failing(2, &[&["keys", "init", "--dir", &keys, "--host"], hosts].concat());
 
@@ -87,10 +93,10 @@ fn keys_are_private_and_never_overwritten() {
     assert!(!Path::new(&lab.path("keys/node3.pem")).exists());
     let more = vmscatter(&["keys", "init", "--dir", &keys, "--host", "node3", "--host", "node4"]);
     assert!(more.status.success(), "{}", String::from_utf8_lossy(&more.stderr));
-    assert_eq!((read("keys/ca.pem"), read("keys/node1.key")), (ca, first));
+    assert_eq!(kept(), before);
     lab.tls("node1");
     lab.tls("node4");
-    for bad in ["Node", "10.0.0.1", "a b", "ca", "x,x", "../x"] {
+    for bad in ["Node", "10.0.0.1", "a b", "ca", "fleet", "x,x", "../x"] {
         let line = init(&[bad]);
         assert!(line.starts_with("--host "), "{line}");
     }

@@ -148,7 +148,7 @@ fn a_migration_is_lines_on_stderr_and_a_table_on_stdout() {
     let (child, mut client, request) = stage.migrate(&options);
     request.check().unwrap();
     assert_eq!(request.targets[0].addr, "10.0.0.1:7940".parse().unwrap());
-    assert_eq!((request.parallel, request.pins[0].target.as_str()), (Some(2), "t1"));
+    assert_eq!((request.parallel, request.rules.pins[0].target.as_str()), (Some(2), "t1"));
 
     client.say(&LocalReply::Job { job: JOB });
     client.event(JobEvent::Phase { guest: None, phase: Phase::Collect });

@@ -4,3 +4,4 @@ mod agents;
 mod harness;
 mod input;
 mod jobs;
+mod scan;

@@ -1,6 +1,6 @@
 //! Monitor and memory against a real QEMU whose firmware has run for a moment.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,17 +8,23 @@ use std::time::Duration;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
-use vmscatter_core::page::{PAGE_SIZE, is_zero};
+use vmscatter_core::page::{MacKey, PAGE_SIZE, is_zero};
 
 use crate::qemu::memory::{GuestMemory, MemoryError};
 use crate::qemu::monitor::MigrationStatus;
 use crate::qemu::process::mappings;
 use crate::qemu::qmp::{Qmp, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
+use crate::source::collect::{CollectKey, CollectProgress, collect};
+use crate::source::effort::Effort;
 
 const MEMORY_BYTES: usize = 16 << 20;
 const MEMFD: [&str; 4] =
     ["-M", "pc,memory-backend=m0", "-object", "memory-backend-memfd,id=m0,size=16M,share=on"];
+
+/// QEMU may cut its file short.
+const UNSEALED: [&str; 4] =
+    ["-M", "pc,memory-backend=m0", "-object", "memory-backend-memfd,id=m0,size=16M,share=on,seal=off"];
 
 /// A child that does not outlive its test.
 struct Process(Child);
@@ -146,6 +152,83 @@ async fn shared_memory_is_what_pmemsave_says_and_holes_stay_holes() {
     let mut content = vec![0; MEMORY_BYTES];
     memory.read(0, 0, &mut content).expect("read");
     assert_eq!(allocated(), before, "reading populated the guest's memory");
+
+    // What another process has written, a vhost-user device say, QEMU has not touched.
+    let pages = (MEMORY_BYTES / PAGE_SIZE) as u32;
+    let populated = || memory.populated(0, 0, pages).expect("populated");
+    let is_populated = |page: u32| populated().iter().any(|range| range.contains(&page));
+    let hole = (0..pages).rev().find(|page| !is_populated(*page)).expect("a hole");
+    let file = std::fs::File::options().write(true).open(&path).expect("memfd");
+    file.write_all_at(&[7; PAGE_SIZE], u64::from(hole) * PAGE_SIZE as u64).expect("write");
+    assert!(is_populated(hole) && !is_populated(hole - 1));
+    memory.read(0, hole, &mut content[..PAGE_SIZE]).expect("read");
+    assert_eq!(content[..PAGE_SIZE], [7; PAGE_SIZE]);
+}
+
+/// What the process has resident of the mapping that `address` is in, by kind.
+fn resident(pid: i32, address: u64) -> Vec<String> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let range = |line: &str| {
+        let (start, end) = line.split_whitespace().next()?.split_once('-')?;
+        Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+    };
+    let lines = smaps.lines().skip_while(|line| !range(line).is_some_and(|range| range.contains(&address)));
+    let fields = lines.skip(1).take_while(|line| range(line).is_none());
+    // Not Pss, Shared and Private, which depend on who else has a page mapped.
+    let kinds = ["Rss:", "Anonymous:", "AnonHugePages:", "ShmemPmdMapped:", "Swap:"];
+    let found: Vec<String> =
+        fields.filter(|line| kinds.iter().any(|kind| line.starts_with(kind))).map(str::to_owned).collect();
+    assert_eq!(found.len(), kinds.len(), "{found:?}");
+    found
+}
+
+/// Collects the guest's memory as `scan` and `migrate` do; the pages that are not zero.
+fn collect_all(memory: &GuestMemory) -> u64 {
+    let progress = CollectProgress::default();
+    let key = CollectKey::Session(MacKey::new(&[9; 16]));
+    let collected = collect(&[memory], &key, Effort::threads(2), &progress).expect("not cancelled");
+    assert!(collected.vms[0].error.is_none(), "{:?}", collected.vms[0].error);
+    collected.vms[0].pages.pages - collected.vms[0].pages.zero
+}
+
+#[tokio::test]
+async fn collecting_does_not_grow_a_guest() {
+    for (options, ram) in [(&["-M", "pc"][..], "pc.ram"), (&MEMFD, "m0"), (&UNSEALED, "m0")] {
+        let mut guest = Guest::start(options).await;
+        guest.run_firmware().await;
+        let memory = GuestMemory::locate(&guest.qmp).await.expect("locate");
+        let (block, pages) = (memory.find(ram).expect("RAM block"), (MEMORY_BYTES / PAGE_SIZE) as u32);
+        let populated = || memory.populated(block, 0, pages).expect("populated");
+        let address = ram_blocks(&guest.qmp).await.expect("blocks")[block].host_address.expect("an address");
+        let before = (resident(guest.pid(), address), populated());
+        let nonzero = collect_all(&memory);
+        assert!(nonzero > 10, "{options:?}: {nonzero} pages");
+        assert_eq!(collect_all(&memory), nonzero);
+        assert_eq!((resident(guest.pid(), address), populated()), before, "{options:?}");
+    }
+}
+
+#[tokio::test]
+async fn sealed_shared_memory_is_looked_at_in_place() {
+    for (options, in_place) in [(&MEMFD[..], true), (&UNSEALED, false), (&["-M", "pc"], false)] {
+        let mut guest = Guest::start(options).await;
+        guest.run_firmware().await;
+        let memory = GuestMemory::locate(&guest.qmp).await.expect("locate");
+        let mut shown = 0;
+        for range in memory.populated(0, 0, (MEMORY_BYTES / PAGE_SIZE) as u32).expect("populated") {
+            let mut copy = vec![0; range.len() * PAGE_SIZE];
+            memory.read(0, range.start, &mut copy).expect("read");
+            let looked = memory.look(0, range, &mut |bytes| {
+                assert!(bytes == copy);
+                shown += bytes.len();
+            });
+            assert_eq!(looked.expect("look"), in_place, "{options:?}");
+        }
+        assert_eq!(shown > 0, in_place, "{options:?}");
+        let pages = (MEMORY_BYTES / PAGE_SIZE) as u32;
+        let beyond = memory.look(0, pages - 1..pages + 1, &mut |_| panic!("shown"));
+        assert!(matches!(beyond, Err(MemoryError::Range { block: 0, .. })));
+    }
 }
 
 #[tokio::test]

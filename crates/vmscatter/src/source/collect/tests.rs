@@ -6,6 +6,7 @@ use super::*;
 
 /// What a window of the page space holds.
 const WINDOW_PAGES: u32 = 4_096;
+const CHUNK_PAGES: u32 = 256;
 
 /// A guest whose pages are filled with one byte each; pages that are missing are holes, which must not be
 /// read.
@@ -42,6 +43,10 @@ impl PageSource for Guest {
         Ok(ranges)
     }
 
+    fn chunk_pages(&self, _: u16) -> u32 {
+        CHUNK_PAGES
+    }
+
     fn read(&self, block: u16, first: u32, out: &mut [u8]) -> io::Result<()> {
         if let Some(progress) = self.cancels {
             progress.cancel.store(true, Relaxed);
@@ -56,10 +61,14 @@ impl PageSource for Guest {
     }
 }
 
+fn key() -> CollectKey {
+    CollectKey::Session(MacKey::new(&[5; 16]))
+}
+
 fn run(guests: &[Guest], threads: usize) -> (Collected, CollectProgress) {
     let progress = CollectProgress::default();
     let sources: Vec<&dyn PageSource> = guests.iter().map(|guest| guest as &dyn PageSource).collect();
-    let collected = collect(&sources, &MacKey::new(&[5; 16]), threads, &progress).unwrap();
+    let collected = collect(&sources, &key(), Effort::threads(threads), &progress).unwrap();
     (collected, progress)
 }
 
@@ -140,7 +149,7 @@ fn cancel_ends_it() {
     let mut guests = guests();
     guests.iter_mut().for_each(|guest| guest.cancels = Some(progress));
     let sources: Vec<&dyn PageSource> = guests.iter().map(|guest| guest as &dyn PageSource).collect();
-    let result = collect(&sources, &MacKey::new(&[5; 16]), 2, progress);
+    let result = collect(&sources, &key(), Effort::threads(2), progress);
     assert_eq!(result.err(), Some(CollectError::Cancelled));
     assert!(progress.bytes_read.load(Relaxed) <= 2 * u64::from(CHUNK_PAGES) * PAGE_SIZE as u64);
 }
@@ -149,6 +158,6 @@ fn cancel_ends_it() {
 fn a_session_has_a_limit_of_vms() {
     let guest = Guest::default();
     let sources: Vec<&dyn PageSource> = vec![&guest; SESSION_VMS_MAX + 1];
-    let result = collect(&sources, &MacKey::new(&[5; 16]), 1, &CollectProgress::default());
+    let result = collect(&sources, &key(), Effort::threads(1), &CollectProgress::default());
     assert_eq!(result.err(), Some(CollectError::Limit(PageSpaceError::TooManyVms(SESSION_VMS_MAX + 1))));
 }

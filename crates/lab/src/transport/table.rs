@@ -1,0 +1,63 @@
+//! The results as a table.
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+
+use super::scenario::Run;
+
+pub(super) fn table(runs: &[Run]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "scenario",
+        "Mbit/s",
+        "seconds of each",
+        "beyond payload",
+        "forced",
+        "repairs multicast+TCP",
+        "source CPU s/GB",
+        "receiver CPU s/GB",
+        "kernel drops",
+        "qdisc drops",
+    ]);
+    for run in runs {
+        let source = &run.source;
+        let gigabytes = run.bytes as f64 / 1e9;
+        let first = (source.first_pieces + source.unicast_pieces).max(1) as f64;
+        let repairs = (source.multicast_repairs + source.unicast_repairs) as f64;
+        let list = |values: &mut dyn Iterator<Item = String>| values.collect::<Vec<_>>().join(" ");
+        table.add_row([
+            format!("{:?}", run.scenario),
+            format!("{:.0}", run.bytes as f64 * 8.0 / source.seconds / 1e6),
+            list(&mut source.target_seconds.iter().map(|seconds| format!("{seconds:.2}"))),
+            format!("{:.2} %", 100.0 * repairs / first),
+            format!("{:.2} %", 100.0 * source.losses as f64 / first),
+            format!("{} + {}", source.multicast_repairs, source.unicast_repairs),
+            format!("{:.2}", source.cpu_seconds / gigabytes),
+            list(&mut run.targets.iter().map(|target| format!("{:.2}", target.cpu_seconds / gigabytes))),
+            list(&mut run.targets.iter().map(|target| target.kernel_drops.to_string())),
+            list(&mut run.dropped.iter().map(u64::to_string)),
+        ]);
+    }
+    let mut text = format!("{table}\n");
+    for run in runs {
+        if let Some((alone, beside)) = run.tcp {
+            let mbit = |rate: f64| rate * 8.0 / 1e6;
+            let (alone, beside, share) = (mbit(alone), mbit(beside), 100.0 * beside / alone);
+            writeln!(text, "TCP: {alone:.0} Mbit/s alone, {beside:.0} beside the multicast: {share:.0} %")
+                .unwrap();
+        }
+        if !run.source.expelled.is_empty() {
+            writeln!(text, "{:?}: left the scatter: {:?}", run.scenario, run.source.expelled).unwrap();
+        }
+        for (number, target) in
+            run.targets.iter().enumerate().filter(|(_, target)| target.good_bytes != run.bytes)
+        {
+            let (good, wrong) = (target.good_bytes, target.wrong_frames);
+            writeln!(text, "{:?}: receiver {number} got {good} bytes, {wrong} frames wrong", run.scenario)
+                .unwrap();
+        }
+    }
+    text
+}

@@ -1,0 +1,102 @@
+//! What this agent's last migrations have measured, in the state directory: plans predict time from it.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use vmscatter_core::predict::Measured;
+
+const FILE: &str = "speeds.json";
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// The file in the state directory. It is a help, no more: what can't be read counts as never measured.
+#[derive(Debug)]
+pub struct Speeds {
+    path: PathBuf,
+    writing: Mutex<()>,
+}
+
+/// A migration's measures.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it ended, in seconds since the Unix epoch.
+    pub unix_s: u64,
+    /// What it has measured.
+    pub measured: Measured,
+}
+
+/// The last migration of each kind: what compresses has other speeds than what does not.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Kept {
+    plain: Option<Entry>,
+    compressed: Option<Entry>,
+}
+
+impl Speeds {
+    /// Of this state directory.
+    pub fn in_dir(dir: &Path) -> Speeds {
+        Speeds { path: dir.join(FILE), writing: Mutex::default() }
+    }
+
+    /// What the last migration has measured that compressed, or did not; else the last of the other kind.
+    pub fn last(&self, compressed: bool) -> Option<Entry> {
+        let kept = self.read();
+        if compressed { kept.compressed.or(kept.plain) } else { kept.plain.or(kept.compressed) }
+    }
+
+    /// Keeps what a migration has measured.
+    pub fn keep(&self, compressed: bool, measured: &Measured) {
+        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let entry = Some(Entry { unix_s, measured: *measured });
+        let _writing = self.writing.lock().unwrap_or_else(|e| e.into_inner());
+        let mut kept = self.read();
+        if compressed {
+            kept.compressed = entry
+        } else {
+            kept.plain = entry
+        }
+        if let Err(error) = self.write(&kept) {
+            tracing::warn!("{}: {error}", self.path.display());
+        }
+    }
+
+    fn read(&self) -> Kept {
+        let mut text = String::new();
+        let file = std::fs::File::open(&self.path);
+        let read = file.and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
+        read.ok().and_then(|_| serde_json::from_str(&text).ok()).unwrap_or_default()
+    }
+
+    /// Readers see the old file or the new one.
+    fn write(&self, kept: &Kept) -> std::io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(kept)?)?;
+        std::fs::rename(new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_each_kind_is_kept_and_noise_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let speeds = Speeds::in_dir(dir.path());
+        assert_eq!(speeds.last(false), None);
+        let measured = |link_bytes_per_s| Measured { link_bytes_per_s, ..Measured::default() };
+        speeds.keep(false, &measured(1.0));
+        assert_eq!(speeds.last(true).unwrap().measured, measured(1.0));
+        speeds.keep(true, &measured(2.0));
+        speeds.keep(false, &measured(3.0));
+        let again = Speeds::in_dir(dir.path());
+        assert_eq!(again.last(true).unwrap().measured, measured(2.0));
+        assert_eq!(again.last(false).unwrap().measured, measured(3.0));
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        assert_eq!(again.last(false), None);
+    }
+}
