@@ -370,6 +370,13 @@ impl SourceSession {
         }
     }
 
+    /// The source QEMU has stopped the guest, for the migration as far as it knows.
+    pub fn source_stopped(&mut self, vm: u16) {
+        if let Some(state) = self.vms.get_mut(&vm) {
+            state.resumed = false;
+        }
+    }
+
     /// The source QEMU has let the guest go on: its migration has failed. Why is said with [`SourceSession::failed`].
     pub fn source_resumed(&mut self, vm: u16) {
         if let Some(state) = self.vms.get_mut(&vm) {
@@ -452,7 +459,7 @@ impl SourceSession {
     fn leave_to_target(&mut self, vm: u16, reason: &str) {
         let Some(state) = self.vms.get_mut(&vm) else { return };
         state.stage = VmStage::InDoubt;
-        let text = format!("in doubt: the source QEMU has ended after the guest was stopped, and {reason}");
+        let text = format!("the source QEMU has ended after the guest was stopped, and {reason}");
         state.failure.get_or_insert(text);
         self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Committed });
     }
@@ -493,7 +500,7 @@ impl SourceSession {
                     state.stage = VmStage::InDoubt;
                     state.failure.get_or_insert_with(|| {
                         format!(
-                            "in doubt: {reason}, after it had voted for the guest; it finds its end when the two hosts can \
+                            "{reason}, after it had voted for the guest; it finds its end when the two hosts can \
                              talk again ('vmscatter status', 'vmscatter recover')"
                         )
                     });

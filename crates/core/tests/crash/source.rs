@@ -172,6 +172,7 @@ impl World {
         self.source_later(SourceEvent::Tail(vm));
         self.after(STOPPED_MAX, Event::Source(self.source.epoch, SourceEvent::Deadline(vm)));
         if let Some(session) = &mut self.source.session {
+            session.source_stopped(vm as u16);
             session.ram_ended(vm as u16, VmDigest::new(&[1]));
         }
     }
