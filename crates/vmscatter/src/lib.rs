@@ -8,6 +8,7 @@
 //! - [`plan`]: which guest goes where, and what that will cost
 //! - [`source`]: a job's work on the host that the guests leave
 //! - [`target`]: the work on a host that takes them in
+//! - [`recovery`]: guests that no session brought to their ends
 //! - [`net`]: UDP multicast and TCP data connections
 //! - [`random`]: keys and UUIDs
 //! - [`topology_file`]: a network between hosts, as an operator writes it down
@@ -19,6 +20,7 @@ pub mod net;
 pub mod plan;
 pub mod qemu;
 pub mod random;
+pub mod recovery;
 pub mod report;
 pub mod source;
 pub mod target;

@@ -151,7 +151,7 @@ pub enum TargetStep {
     Committed,
     /// It runs here, or stands here paused as it was.
     Running,
-    /// It was given up: its QEMU here is gone, and it has never run here.
+    /// It was given up, and never has run or will run here: its QEMU is gone, or about to be ended.
     Aborted,
     /// The operator has decided for this copy, and vouched that the guest does not run at the source.
     Forced,

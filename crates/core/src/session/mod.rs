@@ -6,12 +6,14 @@
 //! - [`Addresses`]: which target sets the multicast groups serve, at the source, and who joins and leaves them when
 //! - [`FrameQueues`]: whose frames come next
 //! - [`handoff`]: when QEMU may stop a guest
+//! - [`recovery`]: one end for every guest whose session did not bring it to one
 
 mod addresses;
 mod frame_queues;
 pub mod handoff;
 mod memberships;
 mod pages;
+pub mod recovery;
 pub mod sabotage;
 mod scatter;
 mod source;
@@ -22,9 +24,9 @@ mod target_vm;
 pub use addresses::{AddressAction, AddressSet, Addresses};
 pub use frame_queues::FrameQueues;
 pub use scatter::{ScatterFrame, Scatterer};
-pub use source::{SourceAction, SourceEntryKind, SourceSession, VmStage};
+pub use source::{SourceAction, SourceSession, VmStage};
 pub use source_vm::{RecordCounts, SourceVm, SourceVmError, StreamFrame};
-pub use target::{TargetAction, TargetEntryKind, TargetSession};
+pub use target::{TargetAction, TargetSession};
 pub use target_vm::{Output, TargetVm, TargetVmError};
 
 use crate::limits::{BLOCK_PAGES_MAX, NAME_BYTES_MAX, VM_BLOCKS_MAX};

@@ -6,13 +6,17 @@
 //!             └───────────┴────────┴────────┴──────────┴─────────┴───────────┘              │          │
 //!                         any failure: Failed, the guest goes on at the source          Completed ◄────┘
 //!                                                                                          │
-//!                         target's journaled abort: Failed, the guest is resumed ◄─── Committed ─► Done
+//!                         target's journaled abort: Failed, the guest is resumed ◄─── Committed ─► Leaving ─► Done
 //! ```
+//!
+//! A source QEMU that ends after RAM has ended, and had not let the guest go on, is as good as one that has completed: what it
+//! held is at the target.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::sabotage::{Rule, broken};
 use super::target_vm::digest_difference;
+use crate::journal::SourceStep;
 use crate::page::VmDigest;
 use crate::wire::control::{BlockSpec, Message};
 
@@ -43,12 +47,13 @@ pub enum SourceAction {
         /// The VM.
         vm: u16,
     },
-    /// Put the decision on disk, then call [`SourceSession::journaled`].
+    /// Put the step into the journal, durably where [`Step::is_durable`](crate::journal::Step::is_durable) says so, then
+    /// call [`SourceSession::journaled`], or [`SourceSession::not_journaled`].
     Journal {
         /// The VM.
         vm: u16,
         /// What.
-        entry: SourceEntryKind,
+        step: SourceStep,
     },
     /// Write SHUT(0) to the VM's source QEMU.
     ReleaseShut {
@@ -65,24 +70,13 @@ pub enum SourceAction {
         /// The VM.
         vm: u16,
     },
-    /// The guest runs at its target: end the source QEMU.
+    /// The guest runs at its target: end the source QEMU, then call [`SourceSession::quitted`].
     Quit {
         /// The VM.
         vm: u16,
     },
     /// Every VM has found its end.
     Finished,
-}
-
-/// What a source puts on its disk about a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceEntryKind {
-    /// SHUT(0) is about to be released: from here on the guest may run at the source only by the target's word.
-    Release,
-    /// The one decision: the guest is the target's.
-    Commit,
-    /// The guest runs at its target, and the source QEMU is gone.
-    Done,
 }
 
 /// Where a VM is.
@@ -112,7 +106,9 @@ pub enum VmStage {
     Deciding,
     /// The guest is the target's.
     Committed,
-    /// It runs there.
+    /// It runs there; the QEMU here is being ended.
+    Leaving,
+    /// It runs there, and the QEMU here is gone.
     Done,
     /// It stays at the source.
     Failed,
@@ -130,6 +126,19 @@ struct Vm {
     failure: Option<String>,
     resumed_unix_us: u64,
     target_journal_us: u64,
+    /// The source QEMU has let the guest go on by itself.
+    resumed: bool,
+    /// The source QEMU has ended.
+    gone: bool,
+    /// The target has said that it has given the VM up.
+    given_up: bool,
+}
+
+impl Vm {
+    /// Nothing is left of the guest but what the target has.
+    fn is_left(&self) -> bool {
+        self.gone && !self.resumed && matches!(self.stage, VmStage::RamEnded | VmStage::Releasing)
+    }
 }
 
 /// The state machine; the drawing above shows its stages.
@@ -164,6 +173,9 @@ impl SourceSession {
                 failure: None,
                 resumed_unix_us: 0,
                 target_journal_us: 0,
+                resumed: false,
+                gone: false,
+                given_up: false,
             };
             (vm, state)
         };
@@ -195,6 +207,11 @@ impl SourceSession {
     /// microseconds; zero until the VM is [`VmStage::Done`].
     pub fn resumed(&self, vm: u16) -> (u64, u64) {
         self.vms.get(&vm).map_or((0, 0), |state| (state.resumed_unix_us, state.target_journal_us))
+    }
+
+    /// Whether a VM that stays may have been voted for by a target that has not said that it has given it up.
+    pub fn may_be_voted(&self, vm: u16) -> bool {
+        self.vms.get(&vm).is_some_and(|state| state.digest.is_some() && !state.given_up)
     }
 
     /// A VM's target.
@@ -273,6 +290,7 @@ impl SourceSession {
             state.stage = VmStage::RamEnded;
             state.digest = Some(digest.clone());
             let target = state.target;
+            self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Stopped });
             self.send(target, Message::Digest { vm, digest });
             self.release_if_agreed(vm);
             self.advance();
@@ -295,30 +313,51 @@ impl SourceSession {
         let (Some(ours), Some(theirs)) = (&state.digest, &state.vote) else { return };
         let difference = digest_difference(ours, theirs, &state.blocks);
         match difference {
-            Some(error) if !broken(Rule::ReleaseBeforeDigests) => self.failed(vm, error.to_string()),
+            Some(error) if !broken(Rule::ReleaseBeforeDigests) => self.give_up(vm, error.to_string()),
             _ => {
                 state.stage = VmStage::Releasing;
-                self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Release });
+                self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Released });
             }
         }
     }
 
-    /// An entry is on disk.
-    pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
+    /// A step is in the journal.
+    pub fn journaled(&mut self, vm: u16, step: SourceStep) {
         let Some(state) = self.vms.get_mut(&vm) else { return };
-        match (entry, state.stage) {
-            (SourceEntryKind::Release, VmStage::Releasing) => {
+        match (step, state.stage) {
+            (SourceStep::Released, VmStage::Releasing) => {
                 state.stage = VmStage::Released;
+                if state.gone {
+                    return self.source_gone(vm);
+                }
                 self.actions.push_back(SourceAction::ReleaseShut { vm });
                 if broken(Rule::CommitBeforeCompleted) {
                     self.completed(vm);
                 }
             }
-            (SourceEntryKind::Commit, VmStage::Deciding) => {
+            (SourceStep::Committed, VmStage::Deciding) => {
                 state.stage = VmStage::Committed;
                 let target = state.target;
                 self.send(target, Message::Commit { vm });
             }
+            (SourceStep::Done, VmStage::Leaving) => self.leave(vm),
+            _ => {}
+        }
+    }
+
+    /// A step can't be put into the journal. It may be there all the same: what follows from it is not done, and what
+    /// contradicts it is not done without the target's word.
+    pub fn not_journaled(&mut self, vm: u16, step: SourceStep, reason: &str) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        match (step, state.stage) {
+            (SourceStep::Committed, VmStage::Deciding) => {
+                state.stage = VmStage::Released;
+                self.failed(vm, format!("the source's journal can't be written: {reason}"));
+            }
+            (SourceStep::Released, VmStage::Releasing) => {
+                self.failed(vm, format!("the source's journal can't be written: {reason}"));
+            }
+            (SourceStep::Done, VmStage::Leaving) => self.leave(vm),
             _ => {}
         }
     }
@@ -327,19 +366,63 @@ impl SourceSession {
     pub fn completed(&mut self, vm: u16) {
         if let Some(state) = self.at(vm, VmStage::Released) {
             state.stage = VmStage::Deciding;
-            self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Commit });
+            self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Committed });
+        }
+    }
+
+    /// The source QEMU has stopped the guest, for the migration as far as it knows.
+    pub fn source_stopped(&mut self, vm: u16) {
+        if let Some(state) = self.vms.get_mut(&vm) {
+            state.resumed = false;
+        }
+    }
+
+    /// The source QEMU has let the guest go on: its migration has failed. Why is said with [`SourceSession::failed`].
+    pub fn source_resumed(&mut self, vm: u16) {
+        if let Some(state) = self.vms.get_mut(&vm) {
+            state.resumed = true;
+        }
+    }
+
+    /// The source QEMU has ended, for certain, and after all that it had said was heard.
+    pub fn source_gone(&mut self, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.gone = true;
+        let went_on = (state.resumed || state.failure.is_some()) && !broken(Rule::CommitResumed);
+        match state.stage {
+            // All that it held is on its way, or there; the target's vote tells.
+            VmStage::RamEnded | VmStage::Releasing if !went_on => {}
+            VmStage::Released if !went_on => {
+                state.stage = VmStage::Deciding;
+                self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Committed });
+            }
+            _ => self.failed(vm, "the source QEMU has ended".to_owned()),
         }
     }
 
     fn running(&mut self, vm: u16, resumed_unix_us: u64, journal_us: u64) -> Result<(), &'static str> {
         let Some(state) = self.at(vm, VmStage::Committed) else { return Err("running without a commit") };
-        state.stage = VmStage::Done;
+        state.stage = VmStage::Leaving;
         state.resumed_unix_us = resumed_unix_us;
         state.target_journal_us = journal_us;
         self.actions.push_back(SourceAction::Quit { vm });
-        self.actions.push_back(SourceAction::Journal { vm, entry: SourceEntryKind::Done });
-        self.advance();
         Ok(())
+    }
+
+    /// The source QEMU of a guest that runs at its target is gone; if not, recovery will see to it.
+    pub fn quitted(&mut self, vm: u16, gone: bool) {
+        match self.at(vm, VmStage::Leaving) {
+            Some(_) if gone => self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Done }),
+            Some(_) => self.leave(vm),
+            None => {}
+        }
+    }
+
+    fn leave(&mut self, vm: u16) {
+        if let Some(state) = self.at(vm, VmStage::Leaving) {
+            state.stage = VmStage::Done;
+            self.advance();
+        }
     }
 
     /// The VM can't be migrated: its stream, its QEMU or its memory said so at the source.
@@ -350,18 +433,35 @@ impl SourceSession {
         let Some(state) = self.vms.get_mut(&vm) else { return };
         let target = state.target;
         match state.stage {
-            VmStage::Done | VmStage::Failed | VmStage::InDoubt | VmStage::Committed | VmStage::Deciding => {}
+            VmStage::Done | VmStage::Leaving | VmStage::Failed | VmStage::InDoubt => {}
+            VmStage::Committed | VmStage::Deciding => {}
             VmStage::Released => {
                 // QEMU may have taken SHUT(0) or not: only the target's word makes it safe to go on here.
                 state.failure.get_or_insert(reason.clone());
                 self.send(target, Message::Abort { vm, reason });
             }
-            _ => {
-                self.stay(vm, reason.clone());
-                self.send(target, Message::Abort { vm, reason });
-            }
+            _ if state.is_left() => self.leave_to_target(vm, &reason),
+            _ => self.give_up(vm, reason),
         }
         self.advance();
+    }
+
+    /// The guest stays at the source, and the target is told.
+    fn give_up(&mut self, vm: u16, reason: String) {
+        let Some(target) = self.target(vm) else { return };
+        self.stay(vm, reason.clone());
+        self.send(target, Message::Abort { vm, reason });
+        self.advance();
+    }
+
+    /// What there is of the guest is at the target: its QEMU here has ended after RAM had. So it is the target's,
+    /// whatever keeps this session from seeing it through.
+    fn leave_to_target(&mut self, vm: u16, reason: &str) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.stage = VmStage::InDoubt;
+        let text = format!("the source QEMU has ended after the guest was stopped, and {reason}");
+        state.failure.get_or_insert(text);
+        self.actions.push_back(SourceAction::Journal { vm, step: SourceStep::Committed });
     }
 
     /// The guest stays at the source: closing the socket is all that QEMU needs to go on.
@@ -377,8 +477,9 @@ impl SourceSession {
     /// The target has given the VM up. After the release that is its journaled abort: the guest may run here again.
     fn target_failed(&mut self, vm: u16, reason: String) {
         let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.given_up = true;
         match state.stage {
-            VmStage::Done | VmStage::Failed => {}
+            VmStage::Done | VmStage::Leaving | VmStage::Failed => {}
             VmStage::Released | VmStage::Deciding | VmStage::Committed | VmStage::InDoubt => {
                 self.stay(vm, reason);
                 self.actions.push_back(SourceAction::ResumeSource { vm });
@@ -394,16 +495,17 @@ impl SourceSession {
         for vm in vms {
             let Some(state) = self.vms.get_mut(&vm) else { continue };
             match state.stage {
-                VmStage::Done | VmStage::Failed | VmStage::InDoubt => {}
+                VmStage::Done | VmStage::Leaving | VmStage::Failed | VmStage::InDoubt => {}
                 VmStage::Released | VmStage::Deciding | VmStage::Committed => {
                     state.stage = VmStage::InDoubt;
                     state.failure.get_or_insert_with(|| {
                         format!(
-                            "in doubt: {reason}, after it had voted for the guest, which stands paused on both sides; \
-                             the target's journal says whether it runs there"
+                            "{reason}, after it had voted for the guest; it finds its end when the two hosts can \
+                             talk again ('vmscatter status', 'vmscatter recover')"
                         )
                     });
                 }
+                _ if state.is_left() => self.leave_to_target(vm, reason),
                 _ => self.stay(vm, reason.to_owned()),
             }
         }
@@ -474,6 +576,7 @@ impl SourceSession {
         let queued = self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Queued);
         for (vm, state) in queued.take(self.streams_max.saturating_sub(flowing)) {
             state.stage = VmStage::Streaming;
+            self.actions.push_back(SourceAction::Journal { vm: *vm, step: SourceStep::Streaming });
             self.actions.push_back(SourceAction::Stream { vm: *vm });
         }
     }

@@ -14,6 +14,7 @@ use super::memberships::Memberships;
 use super::sabotage::{Rule, broken};
 use super::target_vm::{Output, TargetVm};
 use super::{SessionKeys, check_blocks};
+use crate::journal::TargetStep;
 use crate::limits::SESSION_VMS_MAX;
 use crate::page::VmDigest;
 use crate::time::Time;
@@ -47,12 +48,18 @@ pub enum TargetAction {
         /// Bytes and marks.
         output: Output,
     },
-    /// Put an entry on disk, then call [`TargetSession::journaled`].
+    /// Put the step into the journal, durably where [`Step::is_durable`](crate::journal::Step::is_durable) says so, then
+    /// call [`TargetSession::journaled`].
     Journal {
         /// The VM.
         vm: u16,
-        /// The entry.
-        entry: TargetEntryKind,
+        /// What.
+        step: TargetStep,
+    },
+    /// The source knows all that it needs of this VM's end, so the journal need not keep it.
+    Forget {
+        /// The VM.
+        vm: u16,
     },
     /// Let the VM run (unless it was paused before), then call [`TargetSession::running`].
     Resume {
@@ -68,17 +75,6 @@ pub enum TargetAction {
     },
     /// The session is over here.
     Finished,
-}
-
-/// What a target puts on its disk about a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TargetEntryKind {
-    /// Loaded, and the digests agree: the VM can run here if the source says so.
-    Vote,
-    /// The source has decided: the VM is ours.
-    Committed,
-    /// The VM was given up here before any decision, or by the source's word; it will never run from this load.
-    Aborted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +103,8 @@ struct Vm {
     journal_from: Option<Time>,
     journal_us: u64,
     close_pending: bool,
+    /// The journal keeps nothing about it any more.
+    forgotten: bool,
 }
 
 /// The state machine; the drawing above shows its stages.
@@ -205,6 +203,7 @@ impl TargetSession {
             journal_from: None,
             journal_us: 0,
             close_pending: false,
+            forgotten: false,
         };
         self.vms.insert(spec.vm, vm);
         self.actions.push_back(TargetAction::Start(spec));
@@ -238,10 +237,17 @@ impl TargetSession {
         if matches!(state.stage, Stage::Failed | Stage::Running) {
             return;
         }
+        // Before the vote was given, nobody builds upon what becomes of it here.
+        let unknown = !matches!(state.stage, Stage::Voted | Stage::Committing | Stage::Resuming);
         state.stage = Stage::Failed;
+        // First on disk: that a QEMU has ended would not tell that it had never run.
+        self.actions.push_back(TargetAction::Journal { vm, step: TargetStep::Aborted });
         self.actions.push_back(TargetAction::Kill { vm });
-        self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Aborted });
         self.actions.push_back(TargetAction::Send(Message::Failed { vm, reason }));
+        if unknown || broken(Rule::ForgetAbort) {
+            state.forgotten = true;
+            self.actions.push_back(TargetAction::Forget { vm });
+        }
         self.forget_frames_of(vm);
     }
 
@@ -409,25 +415,25 @@ impl TargetSession {
             Ok(()) => {
                 state.stage = Stage::Voting;
                 state.journal_from = Some(now);
-                self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Vote });
+                self.actions.push_back(TargetAction::Journal { vm, step: TargetStep::Voted });
             }
             Err(error) => self.failed(vm, error.to_string()),
         }
     }
 
-    /// An entry is on disk.
-    pub fn journaled(&mut self, now: Time, vm: u16, entry: TargetEntryKind) {
+    /// A step is in the journal.
+    pub fn journaled(&mut self, now: Time, vm: u16, step: TargetStep) {
         let Some(state) = self.vms.get_mut(&vm) else { return };
         if let Some(from) = state.journal_from.take() {
             state.journal_us += now.since(from).as_micros() as u64;
         }
-        match (entry, state.stage) {
-            (TargetEntryKind::Vote, Stage::Voting) => {
+        match (step, state.stage) {
+            (TargetStep::Voted, Stage::Voting) => {
                 state.stage = Stage::Voted;
                 let digest = state.state.digest().clone();
                 self.actions.push_back(TargetAction::Send(Message::Loaded { vm, digest }));
             }
-            (TargetEntryKind::Committed, Stage::Committing) => {
+            (TargetStep::Committed, Stage::Committing) => {
                 state.stage = Stage::Resuming;
                 let cont = !state.spec.paused;
                 self.actions.push_back(TargetAction::Resume { vm, cont });
@@ -443,7 +449,7 @@ impl TargetSession {
             Stage::Voted => {
                 state.stage = Stage::Committing;
                 state.journal_from = Some(now);
-                self.actions.push_back(TargetAction::Journal { vm, entry: TargetEntryKind::Committed });
+                self.actions.push_back(TargetAction::Journal { vm, step: TargetStep::Committed });
                 Ok(())
             }
             // Said again, or the QEMU died after the vote: the source was told.
@@ -459,11 +465,20 @@ impl TargetSession {
         };
         state.stage = Stage::Running;
         let journal_us = state.journal_us;
+        self.actions.push_back(TargetAction::Journal { vm, step: TargetStep::Running });
         self.actions.push_back(TargetAction::Send(Message::Running { vm, resumed_unix_us, journal_us }));
     }
 
     fn close(&mut self) {
         self.give_up("the source closed the session");
+        // It has put the ends of its guests on disk before it closed.
+        for (vm, state) in &mut self.vms {
+            if matches!(state.stage, Stage::Running | Stage::Failed)
+                && !std::mem::replace(&mut state.forgotten, true)
+            {
+                self.actions.push_back(TargetAction::Forget { vm: *vm });
+            }
+        }
         self.finish();
     }
 

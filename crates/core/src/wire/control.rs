@@ -28,6 +28,9 @@
 //!   Commit(vm) ────────────────────────────►          the source's decision
 //!   ◄─────────────────────────── Running(vm)
 //! ```
+//!
+//! A guest whose session ended before its end was found is asked about on a connection of its own, which either side
+//! opens: Hello, Hello, then Inquire and Answer as often as there is something new to say.
 
 use std::net::SocketAddr;
 
@@ -35,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
 use crate::page::VmDigest;
+use crate::session::recovery::Word;
 
 /// First bytes of a [`Hello`], so that a stranger is told apart from an old peer.
 pub const HELLO_MAGIC: [u8; 8] = *b"vmscattr";
@@ -81,6 +85,15 @@ pub struct Resources {
     pub mtu: u32,
     /// The port of the data connection, on the control connection's address.
     pub data_port: u16,
+}
+
+/// Where the source's agent is to be found when a session is over, and by what its journal is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Where it listens for control connections; an unspecified address stands for that of the session's connection.
+    pub addr: SocketAddr,
+    /// [`Book::id`](crate::journal::Book::id) of its journal.
+    pub journal: Uuid,
 }
 
 /// One target set's key and group, given to its members. Several sets may share a group, one after the other.
@@ -176,6 +189,8 @@ pub enum Message {
         target: u16,
         /// Set number of the target alone, under whose key its streams are sealed.
         own_set: u16,
+        /// What the target needs to find an end for the guests if the session does not.
+        contact: Contact,
     },
     /// Source: sets that the target is a member of.
     Grant(Vec<SetGrant>),
@@ -288,6 +303,21 @@ pub enum Message {
     Ping(u64),
     /// Both.
     Pong(u64),
+
+    /// Both, on a connection of its own whose session is that of the guest: where recovery stands here, and where is it there?
+    Inquire {
+        /// The VM's UUID.
+        vm: Uuid,
+        /// What the sender says of it.
+        word: Word,
+    },
+    /// Both: the answer, after the other side has drawn its conclusions from the inquiry.
+    Answer {
+        /// The VM's UUID.
+        vm: Uuid,
+        /// What the sender says of it.
+        word: Word,
+    },
 }
 
 /// Why bytes are no control message.

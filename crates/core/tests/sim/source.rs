@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
+use vmscatter_core::journal::SourceStep;
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
 use vmscatter_core::placement::TargetId;
 use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
 use vmscatter_core::session::{
     AddressAction, AddressSet, Addresses, FrameQueues, RecordCounts, Scatterer, SessionKeys, SourceAction,
-    SourceEntryKind, SourceSession, SourceVm, TargetAction,
+    SourceSession, SourceVm, TargetAction,
 };
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
@@ -229,8 +230,8 @@ impl Source {
         self.addresses.remove_target(target);
     }
 
-    pub fn journaled(&mut self, vm: u16, entry: SourceEntryKind) {
-        self.session.journaled(vm, entry);
+    pub fn journaled(&mut self, vm: u16, step: SourceStep) {
+        self.session.journaled(vm, step);
     }
 
     pub fn shut_arrives(&mut self, net: &mut Net, vm: u16) {
@@ -398,9 +399,9 @@ impl Source {
                     self.session.failed(vm, error.to_string());
                 }
             }
-            SourceAction::Journal { vm, entry } => {
+            SourceAction::Journal { vm, step } => {
                 let span = net.delay();
-                net.after(span, Event::SourceJournal(vm, entry));
+                net.after(span, Event::SourceJournal(vm, step));
             }
             SourceAction::ReleaseShut { vm } => {
                 let span = net.delay();
@@ -411,7 +412,10 @@ impl Source {
                 self.qemus[usize::from(vm)].close_socket();
             }
             SourceAction::ResumeSource { vm } => self.qemus[usize::from(vm)].cont(),
-            SourceAction::Quit { vm } => self.qemus[usize::from(vm)].quit(),
+            SourceAction::Quit { vm } => {
+                self.qemus[usize::from(vm)].quit();
+                self.session.quitted(vm, true);
+            }
             SourceAction::Finished => self.finished = true,
         }
     }
@@ -443,9 +447,9 @@ impl Source {
                 let span = until.since(net.now);
                 net.after(span, Event::QemuWrites(target, vm, output));
             }
-            TargetAction::Journal { vm, entry } => {
+            TargetAction::Journal { vm, step } => {
                 let span = net.delay();
-                net.after(span, Event::TargetJournal(target, vm, entry));
+                net.after(span, Event::TargetJournal(target, vm, step));
             }
             TargetAction::Resume { vm, cont } => {
                 let qemu = qemus.get_mut(&vm).expect("it was started");
@@ -458,7 +462,7 @@ impl Source {
                     qemu.kill();
                 }
             }
-            TargetAction::Finished => {}
+            TargetAction::Forget { .. } | TargetAction::Finished => {}
         }
     }
 }

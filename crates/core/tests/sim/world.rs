@@ -8,11 +8,9 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use vmscatter_core::journal::{SourceStep, TargetStep};
 use vmscatter_core::page::{DigestKey, MacKey};
-use vmscatter_core::session::SourceEntryKind;
-use vmscatter_core::session::{
-    Output, SessionKeys, SourceSession, TargetAction, TargetEntryKind, TargetSession, VmStage,
-};
+use vmscatter_core::session::{Output, SessionKeys, SourceSession, TargetAction, TargetSession, VmStage};
 use vmscatter_core::time::Time;
 use vmscatter_core::wire::control::Message;
 use vmscatter_core::wire::piece::PieceHeader;
@@ -34,8 +32,8 @@ pub enum Event {
     ControlToSource(u16, Message),
     Piece(u16, Vec<u8>),
     QemuWrites(u16, u16, Output),
-    TargetJournal(u16, u16, TargetEntryKind),
-    SourceJournal(u16, SourceEntryKind),
+    TargetJournal(u16, u16, TargetStep),
+    SourceJournal(u16, SourceStep),
     Started(u16, u16),
     Joined(u16, u16, SocketAddr),
     Resumed(u16, u16, u64),
@@ -328,7 +326,7 @@ impl World {
             }
             Event::QemuWrites(target, vm, output) => self.qemu_writes(target, vm, output),
             Event::TargetJournal(target, vm, entry) => {
-                if !self.net.dead[usize::from(target)] && entry == TargetEntryKind::Vote {
+                if !self.net.dead[usize::from(target)] && entry == TargetStep::Voted {
                     self.targets[usize::from(target)].votes.push(vm);
                 }
                 self.target_event(target, |session, now| session.journaled(now, vm, entry));
@@ -374,7 +372,7 @@ impl World {
         }
         event(&mut state.session, self.net.now);
         while let Some(action) = state.session.poll_action() {
-            if let TargetAction::Journal { vm, entry: TargetEntryKind::Vote } = &action {
+            if let TargetAction::Journal { vm, step: TargetStep::Voted } = &action {
                 assert!(self.digests.contains(vm), "VM {vm} was voted for before the digests were compared");
             }
             self.source.perform_at_target(&mut self.net, target, action, &mut state.qemus, &mut state.busy);

@@ -24,6 +24,7 @@ use super::protocol::{
     JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
     TargetSpec,
 };
+use crate::recovery::operator;
 use crate::report::event::JobOutcome;
 use crate::report::outcome::Exit;
 
@@ -136,6 +137,13 @@ pub async fn serve(context: Arc<AgentContext>, stream: UnixStream) -> Result<(),
             client.send(&LocalReply::Status { status: context.status() }).await?;
             client.send(&LocalReply::Done).await
         }
+        LocalRequest::Recover(request) => match operator::recover(&context, &request).await {
+            Ok(vms) => {
+                client.send(&LocalReply::Recovered { vms }).await?;
+                client.send(&LocalReply::Done).await
+            }
+            Err(reason) => client.refuse(Exit::BadInput, reason).await,
+        },
         LocalRequest::Cancel { job } => match context.jobs.get(job) {
             Some(job) => {
                 tracing::info!(job = job.id, "cancelled by a client");

@@ -53,6 +53,7 @@ use protocol::{AgentStatus, IncomingStatus};
 use speeds::Speeds;
 use tls::TlsContext;
 
+use crate::recovery::{self, Recovery};
 use crate::target::data::DataRouter;
 
 /// Control connections that are open at once, those in their handshake included.
@@ -87,6 +88,8 @@ pub struct AgentContext {
     pub data_router: DataRouter,
     /// What this host has promised and decided.
     pub journal: Journal,
+    /// Looks after guests that no session has brought to their ends.
+    pub recovery: Recovery,
     /// What its migrations have measured.
     pub speeds: Speeds,
     /// Set when the agent is to stop: sessions abort what they have not committed, and end.
@@ -123,6 +126,7 @@ impl AgentContext {
             free_memory_bytes: self.memory.free_bytes(),
             jobs: self.jobs.status(),
             incoming: self.incoming().values().cloned().collect(),
+            unfinished: self.recovery.status(self.journal.vms()),
         }
     }
 
@@ -168,6 +172,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         Interface::named(name).map_err(|e| config.bad("multicast.interface", e))?;
     }
     let _lock = lock_state(&config.state_dir)?;
+    let journal = Journal::open(&config.state_dir)?;
     make_dir(&config.run_dir)?;
     let bind_error = |key: &str, addr: SocketAddr, e: &std::io::Error| {
         config.bad(key, format!("cannot listen on {addr}: {}", os_text(e)))
@@ -187,7 +192,8 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         listen: control.local_addr().map_err(|e| AgentError::Os("listen", e))?,
         data_listen: data.local_addr().map_err(|e| AgentError::Os("data_listen", e))?,
         data_router: DataRouter::default(),
-        journal: Journal::open(&config.state_dir).map_err(|e| AgentError::Os("journal", e))?,
+        journal,
+        recovery: Recovery::default(),
         speeds: Speeds::in_dir(&config.state_dir),
         shutdown: CancelToken::new(),
         incoming: Mutex::default(),
@@ -197,6 +203,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
     announce(&context);
     let control_loop = tokio::spawn(accept_control(context.clone(), control));
     let local_loop = tokio::spawn(accept_local(context.clone(), local));
+    let recovery = tokio::spawn(recovery::run(context.clone()));
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -211,6 +218,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         context.jobs.stop().await;
         let _ = control_loop.await;
         let _ = local_loop.await;
+        let _ = recovery.await;
     };
     tokio::select! {
         stopped = timeout(STOP_DEADLINE, stop) => {
@@ -317,13 +325,13 @@ async fn serve_control(context: Arc<AgentContext>, tcp: TcpStream, addr: SocketA
     };
     let PeerInfo { name, session, .. } = &connection.peer;
     let status = IncomingStatus { source: name.clone(), addr, session: format_uuid(session) };
-    tracing::info!(source = status.source, session = status.session, "session opened");
+    tracing::debug!(source = status.source, session = status.session, "connection opened");
     let session = status.session.clone();
     context.incoming().insert(number, status);
     let served = tokio::spawn(crate::target::serve(context.clone(), connection)).await;
     context.incoming().remove(&number);
     match served {
-        Ok(()) => tracing::info!(session, "session closed"),
+        Ok(()) => tracing::debug!(session, "connection closed"),
         Err(error) => tracing::error!(session, "session broke: {error}"),
     }
 }

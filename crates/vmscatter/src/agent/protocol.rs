@@ -5,6 +5,7 @@
 //! A request is checked on both sides by the same [`MigrateRequest::check`].
 
 mod placement;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
 
 pub use placement::{Pin, PlacementRules};
+pub use recovery::{ForceSide, RecoverRequest, RecoveredVm, UnfinishedStatus};
 
 use super::guest_file::GuestFile;
 use super::input::{BadInput, is_host_name, one_line};
@@ -164,6 +166,8 @@ pub enum LocalRequest {
     },
     /// Answered by `status`, `done`.
     Status,
+    /// Bring unfinished guests to their ends; answered by `recovered`, `done`.
+    Recover(RecoverRequest),
 }
 
 /// A line from the agent to the command line.
@@ -179,6 +183,11 @@ pub enum LocalReply {
     Event {
         /// The event.
         event: JobEvent,
+    },
+    /// What came of guests that were unfinished.
+    Recovered {
+        /// One each.
+        vms: Vec<RecoveredVm>,
     },
     /// What the agent does.
     Status {
@@ -270,6 +279,9 @@ pub struct AgentStatus {
     pub jobs: Vec<JobStatus>,
     /// Sessions in which guests come in.
     pub incoming: Vec<IncomingStatus>,
+    /// Guests that no session has brought to their ends.
+    #[serde(default)]
+    pub unfinished: Vec<UnfinishedStatus>,
 }
 
 impl MigrateRequest {

@@ -12,12 +12,12 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use vmscatter_core::index::fingerprint::FILE_BYTES_MAX;
 
-use super::options::ViewOptions;
+use super::options::{RecoverOptions, ViewOptions};
 use super::out_file::OutFile;
 use super::{Failure, complain};
 use crate::agent::input::one_line;
 use crate::agent::local::{LineError, read_line, write_line};
-use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
+use crate::agent::protocol::{ForceSide, LocalReply, LocalRequest, REPLY_BYTES_MAX, RecoverRequest};
 use crate::report::event::{JobEvent, JobOutcome};
 use crate::report::outcome::Exit;
 use crate::report::plan::{self, PlanOutcome};
@@ -88,6 +88,28 @@ pub(super) fn status(socket: &Path, json: bool) -> Result<Exit, Failure> {
             false => print(&summary::status(&status)),
         }
         Ok(Exit::Success)
+    })
+}
+
+/// Brings unfinished guests to their ends.
+pub(super) fn recover(options: &RecoverOptions) -> Result<Exit, Failure> {
+    let (guest, force) = match (&options.force_source, &options.force_target) {
+        (Some(name), _) => (Some(name), Some(ForceSide::Source)),
+        (None, Some(name)) => (Some(name), Some(ForceSide::Target)),
+        (None, None) => (options.guest.as_ref(), None),
+    };
+    let request = LocalRequest::Recover(RecoverRequest { guest: guest.cloned(), force });
+    block_on(async {
+        let mut connection = Connection::open(&options.agent.socket, &request).await?;
+        let LocalReply::Recovered { vms } = connection.next().await? else {
+            return Err(connection.unexpected());
+        };
+        match options.view.json {
+            true => print(&to_json(&vms)?),
+            false => print(&summary::recovered(&vms)),
+        }
+        let over = vms.iter().all(|vm| vm.missing.is_none() || vm.harmless);
+        Ok(if over { Exit::Success } else { Exit::Failed })
     })
 }
 

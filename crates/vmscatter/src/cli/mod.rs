@@ -103,6 +103,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
             client::attach(&agent.socket, job, client::View::of(&view, false))
         }
         Command::Cancel { job, agent } => client::cancel(&agent.socket, job),
+        Command::Recover(options) => client::recover(&options),
         Command::Status { agent, json } => client::status(&agent.socket, json),
     }
 }

@@ -18,6 +18,19 @@ const EXIT_CODES: &str = "Exit codes:
   4    the agent can't be reached, or was lost (a job that it has begun may go on)
   130  cancelled; no guest has moved";
 
+const RECOVER_HELP: &str = "Agents do this by themselves when they start and as long as something is unfinished; \
+'recover' does it now and says what is missing. It can be given on either host.
+
+--force-source and --force-target are for guests that stay paused since the other host can't be reached and will not \
+come back, or about which 'status' says that they need a decision. Switch the other host off first, or end its QEMU: \
+a guest that runs on two hosts destroys its disks.
+
+Exit codes:
+  0    nothing is unfinished any more
+  1    something is
+  2    bad input, or a decision that is refused
+  4    the agent can't be reached";
+
 /// Empty a host: move many running virtual machines to many hosts at once, shared pages by multicast.
 #[derive(Debug, Parser)]
 #[command(name = "vmscatter", version, after_help = EXIT_CODES, arg_required_else_help = true)]
@@ -65,7 +78,10 @@ pub(super) enum Command {
         #[command(flatten)]
         agent: AgentOptions,
     },
-    /// Show what the agent of this host does.
+    /// Bring guests to their ends whose migration was broken off: by a crash, a lost host, a cut network.
+    #[command(after_help = RECOVER_HELP)]
+    Recover(RecoverOptions),
+    /// Show what the agent of this host does, and which guests have no end yet.
     Status {
         #[command(flatten)]
         agent: AgentOptions,
@@ -73,6 +89,26 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecoverOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// This guest only.
+    #[arg(long = "vm", value_name = "NAME", conflicts_with_all = ["force_source", "force_target"])]
+    pub(super) guest: Option<String>,
+    /// Decide that the guest is the source's; needs --yes.
+    #[arg(long, value_name = "NAME", conflicts_with = "force_target", requires = "yes")]
+    pub(super) force_source: Option<String>,
+    /// Decide that the guest is the target's; needs --yes.
+    #[arg(long, value_name = "NAME", requires = "yes")]
+    pub(super) force_target: Option<String>,
+    /// I have made sure that the guest does not run, and will not run, on the side that I do not decide for.
+    #[arg(long)]
+    pub(super) yes: bool,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,7 +7,74 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vmscatter_core::journal::ProcessId;
+
 use super::qmp::Qmp;
+use crate::agent::guest_file::parse_uuid;
+
+/// How often the end of a process is looked for.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What identifies a running process; `None` if there is none of this number, or it has ended.
+pub fn identify(pid: i32) -> Option<ProcessId> {
+    let boot = parse_uuid(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim())?;
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let (state, start_ticks) = parse_stat(&stat)?;
+    (!matches!(state, b'Z' | b'X')).then_some(ProcessId { pid, start_ticks, boot })
+}
+
+/// State and start time. The name in parentheses before them may hold anything, parentheses too.
+fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = stat[name_end + 1..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    let state = *fields.next()?.first()?;
+    // Field 22 of all, of which two stand before the state.
+    let start_ticks = std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()?;
+    Some((state, start_ticks))
+}
+
+/// Whether the process is still there, and is the same.
+pub fn is_alive(process: &ProcessId) -> bool {
+    identify(process.pid) == Some(*process)
+}
+
+/// Whether the process was started with this argument.
+pub fn has_argument(pid: i32, argument: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+}
+
+/// A running process other than ours that was started with this argument.
+pub fn with_argument(argument: &str) -> Option<ProcessId> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let mut pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| has_argument(*pid, argument)).and_then(identify)
+}
+
+/// Kills the process if it is the one that is meant: not by its number alone, but by its start and an argument
+/// that it was started with. Waits until it is gone, for `limit` at most; whether it is.
+pub fn end(process: &ProcessId, argument: &str, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    while is_alive(process) {
+        if !has_argument(process.pid, argument) {
+            return false;
+        }
+        match kill(Pid::from_raw(process.pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(_) => return false,
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
+    true
+}
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +178,39 @@ mod tests {
 
     fn mapping(start: u64, end: u64, readable: bool) -> Mapping {
         Mapping { start, end, readable, shared: false, offset: 0, device: "00:00".into(), inode: 0 }
+    }
+
+    #[test]
+    fn a_process_is_told_apart_and_ended_by_more_than_its_number() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000.0625").spawn().unwrap();
+        let pid = child.id() as i32;
+        let process = identify(pid).unwrap();
+        assert!(is_alive(&process));
+        assert!(!is_alive(&ProcessId { start_ticks: process.start_ticks + 1, ..process }));
+        assert!(!is_alive(&ProcessId { boot: [0; 16], ..process }));
+        assert_eq!(with_argument("1000.0625").map(|found| found.start_ticks), Some(process.start_ticks));
+        let later = ProcessId { start_ticks: process.start_ticks + 1, ..process };
+        assert!(
+            end(&later, "1000.0625", LOOK),
+            "another process of that number is none of ours, and ours is gone"
+        );
+        assert!(!end(&process, "nonsense", LOOK));
+        assert!(is_alive(&process));
+        // A process that has ended and is still to be waited for is gone, too.
+        assert!(end(&process, "1000.0625", Duration::from_secs(10)));
+        assert!(identify(pid).is_none());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn names_with_parentheses_do_not_shift_fields() {
+        let mut stat = b"42 (a) b (c) S".to_vec();
+        for field in 4..=52 {
+            stat.extend_from_slice(format!(" {field}").as_bytes());
+        }
+        assert_eq!(parse_stat(&stat), Some((b'S', 22)));
+        assert_eq!(parse_stat(b"42 (x"), None);
+        assert_eq!(parse_stat(b""), None);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub enum GuestStatus {
     Failed,
     /// It stayed at the source, as the job was cancelled.
     Cancelled,
+    /// The target was lost at the hand-off: recovery finds its end.
+    InDoubt,
 }
 
 impl GuestStatus {
@@ -82,6 +84,7 @@ impl GuestStatus {
             GuestStatus::Paused => "paused",
             GuestStatus::Failed => "failed",
             GuestStatus::Cancelled => "cancelled",
+            GuestStatus::InDoubt => "in_doubt",
         }
     }
 }
@@ -115,6 +118,9 @@ pub struct GuestOutcome {
     pub verified: bool,
     /// From STOP at the source to RESUME at the target, in milliseconds; `None` if it was not running, or has not moved.
     pub downtime_ms: Option<f64>,
+    /// Of that, what the two journals took to have promises and decision on disk, in milliseconds; `None` if it has not moved.
+    #[serde(default)]
+    pub journal_ms: Option<f64>,
     /// Why it stayed, in one line.
     pub reason: Option<String>,
     /// Pages.
@@ -390,6 +396,7 @@ pub(crate) mod tests {
             status,
             verified: status.moved(),
             downtime_ms: status.moved().then_some(12.5),
+            journal_ms: status.moved().then_some(1.5),
             reason: (!status.moved()).then(|| "because".into()),
             pages: PageCounts { total: 10, withheld: 4, sent: 5, zero: 1 },
             unicast_bytes: 20_480,

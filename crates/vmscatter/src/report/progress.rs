@@ -7,7 +7,7 @@ use std::time::Instant;
 use indicatif::{BinaryBytes, DecimalBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::event::{JobEvent, Phase, Progress};
-use super::outcome::GuestOutcome;
+use super::outcome::{GuestOutcome, GuestStatus};
 use crate::agent::input::one_line;
 
 /// Guests with a bar of their own; more would not fit on a terminal, and are counted in the overall line.
@@ -123,7 +123,8 @@ fn guest_line(outcome: &GuestOutcome) -> String {
         }
         text.push_str(if outcome.verified { ", verified" } else { ", NOT VERIFIED" });
     } else {
-        text.push_str(&format!(", stays: {}", outcome.reason.as_deref().unwrap_or("no reason was given")));
+        let stays = if outcome.status == GuestStatus::InDoubt { "" } else { " stays:" };
+        text.push_str(&format!(",{stays} {}", outcome.reason.as_deref().unwrap_or("no reason was given")));
     }
     text
 }
@@ -219,7 +220,6 @@ fn style() -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::GuestStatus;
     use super::super::outcome::tests::guest;
     use super::*;
 

@@ -1,12 +1,14 @@
 //! A job that has ended, and an agent's status, as tables.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
 use indicatif::{BinaryBytes, DecimalBytes};
 
-use super::outcome::{GuestOutcome, MigrateOutcome, ScanGuest, ScanOutcome};
+use super::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, ScanGuest, ScanOutcome};
 use crate::agent::input::one_line;
-use crate::agent::protocol::{AgentStatus, JobKind, JobState};
+use crate::agent::protocol::{AgentStatus, JobKind, JobState, RecoveredVm, UnfinishedStatus};
 
 const PAGE_BYTES: u64 = vmscatter_core::page::PAGE_SIZE as u64;
 
@@ -23,7 +25,8 @@ pub fn migrate(outcome: &MigrateOutcome) -> String {
     let mut text = format!("{table}\n");
     for guest in outcome.guests.iter().filter(|g| !g.status.moved()) {
         let reason = guest.reason.as_deref().unwrap_or("no reason was given");
-        text.push_str(&format!("{}: stays at the source: {}\n", guest.name, one_line(reason)));
+        let what = if guest.status == GuestStatus::InDoubt { "in doubt" } else { "stays at the source" };
+        text.push_str(&format!("{}: {what}: {}\n", guest.name, one_line(reason)));
     }
     text.push_str(&totals(outcome));
     text
@@ -167,6 +170,47 @@ pub fn status(status: &AgentStatus) -> String {
             incoming.add_row([session.source.clone(), session.addr.to_string(), session.session.clone()]);
         }
         text.push_str(&format!("{incoming}\n"));
+    }
+    if !status.unfinished.is_empty() {
+        text.push_str(&unfinished(&status.unfinished));
+    }
+    text
+}
+
+/// Guests without an end: what stands in the way of each.
+fn unfinished(guests: &[UnfinishedStatus]) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+    let mut rows = table(&["unfinished", "way", "step", "since"], 0..0);
+    for guest in guests {
+        let way = if guest.at_source { "to" } else { "from" };
+        let age_s = now.saturating_sub(guest.since_unix_ms) / 1000;
+        let row =
+            [guest.guest.clone(), format!("{way} {}", guest.peer), guest.step.clone(), format!("{age_s} s")];
+        rows.add_row(row);
+    }
+    let mut text = format!("{rows}\n");
+    for guest in guests {
+        let what = if guest.needs_operator { "needs a decision" } else { "waits" };
+        text.push_str(&format!("{}: {what}: {}\n", guest.guest, one_line(&guest.note)));
+    }
+    text
+}
+
+/// What came of unfinished guests.
+pub fn recovered(vms: &[RecoveredVm]) -> String {
+    let mut text = String::new();
+    for vm in vms {
+        for done in &vm.done {
+            text.push_str(&format!("{}: {}\n", vm.guest, one_line(done)));
+        }
+        match &vm.missing {
+            Some(missing) => text.push_str(&format!("{}: unfinished: {}\n", vm.guest, one_line(missing))),
+            None if vm.done.is_empty() => text.push_str(&format!("{}: its end was found\n", vm.guest)),
+            None => {}
+        }
+    }
+    if vms.is_empty() {
+        text.push_str("nothing is unfinished\n");
     }
     text
 }

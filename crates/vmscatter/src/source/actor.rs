@@ -3,17 +3,19 @@
 //! Nothing here waits for QMP: what a monitor is asked runs in a task of its own, since a monitor may hang while
 //! its guest is stopped. Deadlines act by closing sockets.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
+use vmscatter_core::journal::{SourceStep, Step, VmKey};
 use vmscatter_core::session::handoff::{DOWNTIME_MAX, switchover_limits};
-use vmscatter_core::session::{SourceAction, SourceEntryKind, SourceSession, VmStage};
-use vmscatter_core::wire::control::Message;
+use vmscatter_core::session::{SourceAction, SourceSession, VmStage};
+use vmscatter_core::wire::control::{Message, Uuid};
 
-use super::guest::{Monitor, SourceGuest};
+use super::guest::{Monitor, SourceGuest, ended};
 use super::link::TargetLink;
 use super::milestones::Milestones;
 use super::scatter::ScatterThread;
@@ -22,8 +24,9 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::guest_file::format_uuid;
 use crate::agent::input::one_line;
 use crate::agent::jobs::EventSink;
-use crate::agent::journal::{Entry, Journal};
+use crate::agent::journal::Journal;
 use crate::qemu::qmp::QmpEvent;
+use crate::recovery::Live;
 use crate::report::event::{JobEvent, Phase, Progress};
 use crate::report::outcome::{GuestOutcome, GuestStatus, PageCounts};
 
@@ -33,6 +36,8 @@ const TUNE: Duration = Duration::from_millis(50);
 const TELL: Duration = Duration::from_millis(250);
 /// From STOP until the target votes; then the socket is closed, and the guest goes on.
 const STOPPED_MAX: Duration = Duration::from_secs(30);
+/// A QEMU that has closed its monitor has ended by then, if it ends.
+const END_MAX: Duration = Duration::from_secs(5);
 /// A guest whose stream has made no progress for this long stays.
 const STALL_MAX: Duration = Duration::from_secs(60);
 
@@ -54,6 +59,14 @@ pub(super) enum Event {
 pub(super) enum TaskEnd {
     Failed(String),
     CommitMayGo,
+    /// The guest stays, and all is put back.
+    Stayed,
+    /// It was to be let run again, and was not.
+    NotResumed(String),
+    /// QEMU was told to quit; whether it is gone.
+    Quitted(bool),
+    /// The QEMU has ended by itself.
+    Gone,
 }
 
 /// A VM as the loop sees it.
@@ -69,6 +82,12 @@ pub(super) struct Vm {
     socket_open: bool,
     /// Its end has been told.
     told: bool,
+    /// While the session lives, recovery leaves the guest alone.
+    live: Option<Live>,
+    /// The end that the session has found for it is not quite carried out.
+    unsettled: bool,
+    /// Time that the journal took of the blackout.
+    journal: Duration,
 }
 
 /// When what happened to a VM.
@@ -81,7 +100,7 @@ pub(super) struct Times {
 }
 
 impl Vm {
-    pub(super) fn new(guest: SourceGuest, stream: Arc<Stream>, target: u16) -> Vm {
+    pub(super) fn new(guest: SourceGuest, stream: Arc<Stream>, target: u16, live: Live) -> Vm {
         Vm {
             guest,
             stream,
@@ -91,6 +110,9 @@ impl Vm {
             stream_due: false,
             socket_open: false,
             told: false,
+            live: Some(live),
+            unsettled: false,
+            journal: Duration::ZERO,
         }
     }
 }
@@ -98,7 +120,7 @@ impl Vm {
 /// A session under way.
 pub(super) struct Actor {
     pub(super) session: SourceSession,
-    pub(super) session_id: String,
+    pub(super) session_id: Uuid,
     pub(super) vms: Vec<Vm>,
     pub(super) links: Vec<Arc<TargetLink>>,
     pub(super) scatter: ScatterThread,
@@ -133,8 +155,55 @@ impl Actor {
             self.perform_all();
         }
         self.scatter.stop();
-        // Monitors are put back, QEMUs ended: a few seconds at most, since each task has a deadline.
+        // Monitors are put back: a few seconds at most, since each task has a deadline.
         while self.tasks.join_next().await.is_some() {}
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Task(vm, end) = event {
+                self.task_ended(vm, end);
+            }
+        }
+        self.part();
+    }
+
+    /// Closes what has found its end, and then takes leave of the targets: from then on they need not remember. The rest
+    /// is recovery's.
+    fn part(&mut self) {
+        let mut unsettled = HashSet::new();
+        for vm in 0..self.vms.len() as u16 {
+            let stage = self.session.stage(vm);
+            let over = match stage {
+                Some(VmStage::Done) => !self.vms[usize::from(vm)].unsettled,
+                Some(VmStage::Failed) => self.has_stayed(vm) && !self.session.may_be_voted(vm),
+                _ => false,
+            };
+            let closed = over && self.journal.close(self.key(vm)).is_ok();
+            if !closed {
+                unsettled.insert(self.vms[usize::from(vm)].target);
+            }
+        }
+        for (number, link) in (0..).zip(&self.links) {
+            match unsettled.contains(&number) {
+                false => link.send(Message::Close),
+                true => link.hang_up(),
+            }
+        }
+        self.vms.iter_mut().for_each(|state| state.live = None);
+    }
+
+    /// Of a guest that was to stay: whether it does, and the journal says so. One whose QEMU is gone has not: recovery
+    /// finds out whether the target has it.
+    fn has_stayed(&mut self, vm: u16) -> bool {
+        let state = &self.vms[usize::from(vm)];
+        if state.unsettled || (state.guest.monitor.is_closed() && self.session.may_be_voted(vm)) {
+            return false;
+        }
+        let (key, step) = (self.key(vm), Step::Source(SourceStep::Aborted));
+        let written = self.journal.get(&key).is_none_or(|record| record.step == step);
+        written || self.journal.step(key, step).is_ok()
+    }
+
+    fn key(&self, vm: u16) -> VmKey {
+        VmKey { session: self.session_id, vm: self.vms[usize::from(vm)].guest.uuid }
     }
 
     fn perform_all(&mut self) {
@@ -142,8 +211,8 @@ impl Actor {
             self.perform(action);
         }
         for vm in 0..self.vms.len() as u16 {
-            let ended =
-                matches!(self.session.stage(vm), Some(VmStage::Done | VmStage::Failed | VmStage::InDoubt));
+            use VmStage::{Done, Failed, InDoubt, Leaving};
+            let ended = matches!(self.session.stage(vm), Some(Leaving | Done | Failed | InDoubt));
             if ended && !std::mem::replace(&mut self.vms[usize::from(vm)].told, true) {
                 self.milestones.running();
                 self.sink.emit(JobEvent::Guest(self.guest_outcome(vm)));
@@ -155,11 +224,14 @@ impl Actor {
     pub(super) fn guest_outcome(&self, vm: u16) -> GuestOutcome {
         let state = &self.vms[usize::from(vm)];
         let link = &self.links[usize::from(state.target)];
-        let moved = self.session.stage(vm) == Some(VmStage::Done);
-        let (resumed_us, _) = self.session.resumed(vm);
+        let stage = self.session.stage(vm);
+        let moved = matches!(stage, Some(VmStage::Leaving | VmStage::Done));
+        let (resumed_us, target_journal_us) = self.session.resumed(vm);
+        let journal_ms = state.journal.as_secs_f64() * 1e3 + target_journal_us as f64 / 1e3;
         let status = match (moved, state.guest.paused) {
             (true, false) => GuestStatus::Running,
             (true, true) => GuestStatus::Paused,
+            (false, _) if stage == Some(VmStage::InDoubt) => GuestStatus::InDoubt,
             (false, _) if self.cancelled => GuestStatus::Cancelled,
             (false, _) => GuestStatus::Failed,
         };
@@ -174,6 +246,7 @@ impl Actor {
             status,
             verified: moved,
             downtime_ms: downtime,
+            journal_ms: moved.then_some(journal_ms),
             reason: self.session.failure(vm).map(str::to_owned),
             pages: PageCounts {
                 total: state.guest.bytes() / vmscatter_core::page::PAGE_SIZE as u64,
@@ -206,8 +279,32 @@ impl Actor {
                 );
                 self.sink.emit(JobEvent::Warning { guest: None, text });
             }
-            Event::Task(vm, TaskEnd::Failed(reason)) => self.session.failed(vm, reason),
-            Event::Task(vm, TaskEnd::CommitMayGo) => self.write_journal(vm, SourceEntryKind::Commit),
+            Event::Task(vm, end) => self.task_ended(vm, end),
+        }
+    }
+
+    fn task_ended(&mut self, vm: u16, end: TaskEnd) {
+        match end {
+            TaskEnd::Failed(reason) => self.session.failed(vm, reason),
+            TaskEnd::CommitMayGo => self.write_journal(vm, SourceStep::Committed),
+            TaskEnd::Stayed => drop(self.has_stayed(vm)),
+            TaskEnd::NotResumed(reason) => {
+                let state = &mut self.vms[usize::from(vm)];
+                tracing::error!(vm = state.guest.name, "can't be resumed at the source: {reason}");
+                state.unsettled = true;
+            }
+            TaskEnd::Quitted(gone) => {
+                if !gone {
+                    let state = &mut self.vms[usize::from(vm)];
+                    tracing::error!(
+                        vm = state.guest.name,
+                        "runs at its target, but its QEMU here does not end"
+                    );
+                    state.unsettled = true;
+                }
+                self.session.quitted(vm, gone);
+            }
+            TaskEnd::Gone => self.session.source_gone(vm),
         }
     }
 
@@ -277,6 +374,7 @@ impl Actor {
         let status = event.data["status"].as_str();
         match (event.name.as_str(), status) {
             ("STOP", _) => {
+                self.session.source_stopped(vm);
                 let state = &mut self.vms[usize::from(vm)];
                 state.times.stopped_unix_us = event.time_us;
                 state.times.stopped = Some(Instant::now());
@@ -286,12 +384,41 @@ impl Actor {
                 }
             }
             ("MIGRATION", Some("completed")) => self.session.completed(vm),
-            ("MIGRATION", Some("failed")) => self.migration_failed(vm),
-            ("SHUTDOWN", _) => self.session.failed(vm, "the guest shut down".to_owned()),
-            ("GUEST_PANICKED", _) => self.session.failed(vm, "the guest panicked".to_owned()),
-            (CLOSED, _) => self.session.failed(vm, "the source QEMU is gone".to_owned()),
+            ("MIGRATION", Some("failed")) => {
+                self.session.source_resumed(vm);
+                self.migration_failed(vm);
+            }
+            ("RESUME", _) => self.session.source_resumed(vm),
+            // Behind the end of RAM the guest is stopped; then it is QEMU that is told to end.
+            ("SHUTDOWN", _) if !self.ram_has_ended(vm) => {
+                self.session.failed(vm, "the guest shut down".to_owned());
+            }
+            ("GUEST_PANICKED", _) if !self.ram_has_ended(vm) => {
+                self.session.failed(vm, "the guest panicked".to_owned());
+            }
+            (CLOSED, _) => self.monitor_closed(vm),
             _ => {}
         }
+    }
+
+    fn ram_has_ended(&self, vm: u16) -> bool {
+        self.session.stage(vm).is_some_and(|stage| stage >= VmStage::RamEnded)
+    }
+
+    /// QEMU closes its monitor when it ends. What that means for the guest follows only if it does end.
+    fn monitor_closed(&mut self, vm: u16) {
+        let process = self.vms[usize::from(vm)].guest.process;
+        self.task(vm, async move {
+            let gone = match process {
+                Some(process) => ended(process, END_MAX).await,
+                None => false,
+            };
+            Some(if gone {
+                TaskEnd::Gone
+            } else {
+                TaskEnd::Failed("the source QEMU has closed its monitor".to_owned())
+            })
+        });
     }
 
     /// QEMU says why, if it is asked.
@@ -378,8 +505,8 @@ impl Actor {
                     self.start_stream(vm);
                 }
             }
-            SourceAction::Journal { vm, entry: SourceEntryKind::Commit } => self.decide(vm),
-            SourceAction::Journal { vm, entry } => self.write_journal(vm, entry),
+            SourceAction::Journal { vm, step: SourceStep::Committed } => self.decide(vm),
+            SourceAction::Journal { vm, step } => self.write_journal(vm, step),
             SourceAction::ReleaseShut { vm } => {
                 self.vms[usize::from(vm)].stream.return_path(&vmscatter_core::qemu_stream::SHUT_OK);
             }
@@ -388,19 +515,15 @@ impl Actor {
                 let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
                 if !self.vms[usize::from(vm)].guest.paused {
                     self.task(vm, async move {
-                        if let Err(error) = monitor.cont().await {
-                            tracing::error!("a guest can't be resumed at the source: {error}");
-                        }
-                        None
+                        let end = monitor.cont().await.err();
+                        Some(end.map_or(TaskEnd::Stayed, |error| TaskEnd::NotResumed(error.to_string())))
                     });
                 }
             }
             SourceAction::Quit { vm } => {
-                let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
-                self.task(vm, async move {
-                    let _ = monitor.quit().await;
-                    None
-                });
+                let guest = &self.vms[usize::from(vm)].guest;
+                let (monitor, process) = (guest.monitor.clone(), guest.process);
+                self.task(vm, async move { Some(TaskEnd::Quitted(monitor.quit(process).await)) });
             }
             SourceAction::Finished => self.finished = true,
         }
@@ -455,9 +578,12 @@ impl Actor {
         let _ = std::fs::remove_file(&state.guest.socket);
         if std::mem::take(&mut state.socket_open) {
             let monitor = state.guest.monitor.clone();
+            // After the release it is `cont` that ends it.
+            let step = self.journal.get(&self.key(vm)).map(|record| record.step);
+            let stays = matches!(step, Some(Step::Source(step)) if step < SourceStep::Released);
             self.task(vm, async move {
                 monitor.restore().await;
-                None
+                stays.then_some(TaskEnd::Stayed)
             });
         }
     }
@@ -465,7 +591,7 @@ impl Actor {
     /// The one decision, after the operator's hold if one was asked for.
     fn decide(&mut self, vm: u16) {
         let Some(dir) = self.hold_before_cont.clone() else {
-            return self.write_journal(vm, SourceEntryKind::Commit);
+            return self.write_journal(vm, SourceStep::Committed);
         };
         let name = self.vms[usize::from(vm)].guest.name.clone();
         self.task(vm, async move {
@@ -480,25 +606,19 @@ impl Actor {
         });
     }
 
-    fn write_journal(&mut self, vm: u16, kind: SourceEntryKind) {
-        let state = &self.vms[usize::from(vm)];
-        let entry = Entry {
-            session: self.session_id.clone(),
-            uuid: format_uuid(&state.guest.uuid),
-            name: state.guest.name.clone(),
-            peer: self.links[usize::from(state.target)].name().to_owned(),
-            entry: match kind {
-                SourceEntryKind::Release => "release",
-                SourceEntryKind::Commit => "commit",
-                SourceEntryKind::Done => "done",
+    fn write_journal(&mut self, vm: u16, step: SourceStep) {
+        match self.journal.step(self.key(vm), Step::Source(step)) {
+            Ok(time) => {
+                if matches!(step, SourceStep::Released | SourceStep::Committed) {
+                    self.vms[usize::from(vm)].journal += time;
+                }
+                self.session.journaled(vm, step);
             }
-            .to_owned(),
-        };
-        match self.journal.append(&entry) {
-            Ok(()) => self.session.journaled(vm, kind),
             Err(error) => {
-                tracing::error!(vm = entry.name, "journal: {error}");
-                self.session.failed(vm, format!("the source's journal can't be written: {error}"));
+                let state = &mut self.vms[usize::from(vm)];
+                tracing::error!(vm = state.guest.name, "journal: {error}");
+                state.unsettled |= step == SourceStep::Done;
+                self.session.not_journaled(vm, step, &error.to_string());
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, mpsc};
+use vmscatter_core::journal::{Facts, Peer, ProcessId, Side};
 use vmscatter_core::limits::IN_FLIGHT_BYTES_MIN;
 use vmscatter_core::session::check_blocks;
 use vmscatter_core::session::handoff::{QemuView, SwitchoverLimits};
@@ -17,6 +18,7 @@ use crate::agent::guest_file::{GuestFile, format_uuid, parse_uuid};
 use crate::qemu::capabilities;
 use crate::qemu::memory::GuestMemory;
 use crate::qemu::monitor::Features;
+use crate::qemu::process;
 use crate::qemu::qmp::{Qmp, QmpError, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
 use crate::qemu::refusal::{Refusal, refusals};
@@ -29,6 +31,8 @@ const FULL_BYTES_PER_S: u64 = 64 << 30;
 
 /// A monitor that does not answer within this time is taken for dead.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// A QEMU that was told to quit has ended by then.
+const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 /// The parameters that are changed, and put back where a guest stays.
 const PARAMETERS: [&str; 3] = ["max-bandwidth", "downtime-limit", "avail-switchover-bandwidth"];
 
@@ -45,6 +49,8 @@ pub(super) struct SourceGuest {
     refusals: Vec<Refusal>,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) monitor: Monitor,
+    /// Its QEMU, where the system lets it be known.
+    pub(super) process: Option<ProcessId>,
     /// STOP, RESUME, MIGRATION and the like; taken by the session's loop.
     pub(super) events: Option<mpsc::Receiver<QmpEvent>>,
     /// Where QEMU is told to migrate to.
@@ -92,6 +98,7 @@ impl SourceGuest {
         check_blocks(&blocks).map_err(|e| format!("{origin}: {}", Refusal::from(e)))?;
         let before = Arc::new(qmp.parameters().await.map_err(fault)?);
         let states = Arc::new(qmp.capabilities().await.map_err(fault)?);
+        let process = process::identify(memory.pid());
         Ok(SourceGuest {
             name: file.name.clone(),
             uuid,
@@ -102,6 +109,7 @@ impl SourceGuest {
             refusals,
             memory: Arc::new(memory),
             monitor: Monitor { qmp, features, before, capabilities: states, put_back: Arc::default() },
+            process,
             events: Some(events),
             socket: ctx.config.run_dir.join(format!("out-{}.mig", format_uuid(&uuid))),
         })
@@ -124,6 +132,18 @@ impl SourceGuest {
             blocks: self.blocks.clone(),
             paused: self.paused,
         }
+    }
+
+    /// What the journal keeps of it while it is on its way to `peer`.
+    pub(super) fn facts(&self, peer: Peer) -> Facts {
+        let Monitor { qmp, before, capabilities, .. } = &self.monitor;
+        let parameter = |name: &&str| Some(((*name).to_owned(), before.get(*name)?.as_u64()?));
+        let side = Side::Source {
+            process: self.process,
+            parameters: PARAMETERS.iter().filter_map(parameter).collect(),
+            capabilities: capabilities.as_ref().clone(),
+        };
+        Facts { name: self.name.clone(), peer, monitor: qmp.path().to_owned(), paused: self.paused, side }
     }
 
     /// Its RAM, in bytes.
@@ -241,13 +261,31 @@ impl Monitor {
         self.qmp.cont().await
     }
 
-    /// Ends the QEMU.
-    ///
-    /// # Errors
-    /// QEMU's own words.
-    pub(super) async fn quit(&self) -> Result<(), QmpError> {
-        self.qmp.quit().await
+    /// Whether QEMU has closed it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.qmp.is_closed()
     }
+
+    /// Ends the QEMU; whether it is gone.
+    pub(super) async fn quit(&self, process: Option<ProcessId>) -> bool {
+        let told = self.qmp.quit().await;
+        match process {
+            Some(process) => ended(process, QUIT_DEADLINE).await,
+            None => told.is_ok(),
+        }
+    }
+}
+
+/// Whether the process ends within this time.
+pub(super) async fn ended(process: ProcessId, limit: Duration) -> bool {
+    let until = tokio::time::Instant::now() + limit;
+    while process::is_alive(&process) {
+        if tokio::time::Instant::now() > until {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
 }
 
 /// Plain bytes of one VM between the two QEMUs, of `streams` that flow over a link of `link_bytes_per_s`: rule 6.

@@ -141,6 +141,11 @@ impl TargetLink {
         self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).get(&vm).copied().unwrap_or(0)
     }
 
+    /// Ends the connections without taking leave: the target is to remember what it knows.
+    pub(super) fn hang_up(&self) {
+        self.close();
+    }
+
     /// Breaks both connections.
     pub(super) fn close(&self) {
         self.data.close();

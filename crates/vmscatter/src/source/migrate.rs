@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use vmscatter_core::index::{Contents, Sharing};
+use vmscatter_core::journal::{Peer, VmKey};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{HolderGroups, TargetId};
 use vmscatter_core::schedule::{Classes, Schedule};
 use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
-use vmscatter_core::wire::control::{Message, Resources, SetGrant, Uuid};
+use vmscatter_core::wire::control::{Contact, Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
 use super::actor::{Actor, CLOSED, Event, Vm};
@@ -199,7 +200,8 @@ impl Run {
             let link = links[usize::from(target)].clone();
             let stream = Stream::new(vm, machine, link, encoders.clone(), limit, to_stream_events.clone());
             forward_qmp(vm, &mut guest, &to_events);
-            vms.push(Vm::new(guest, stream, target));
+            let live = self.ctx.recovery.hold(VmKey { session: keys.session, vm: guest.uuid });
+            vms.push(Vm::new(guest, stream, target, live));
         }
         let session = SourceSession::new(
             vms.iter().enumerate().map(|(vm, state)| (vm as u16, state.target, state.guest.blocks.clone())),
@@ -221,9 +223,16 @@ impl Run {
             events: to_events.clone(),
         })
         .map_err(|e| Stop::Failed(format!("scatter: {e}")))?;
+        // From here on guests are touched.
+        let begun = self.ctx.journal.begin(vms.iter().map(|vm| {
+            let target = &self.request.targets[usize::from(vm.target)];
+            let peer = Peer { name: target.name.clone(), addr: target.addr };
+            (VmKey { session: keys.session, vm: vm.guest.uuid }, vm.guest.facts(peer))
+        }));
+        begun.map_err(|e| Stop::Failed(format!("the journal can't be written: {e}")))?;
         let mut actor = Actor {
             session,
-            session_id: format_uuid(&keys.session),
+            session_id: keys.session,
             vms,
             links,
             scatter,
@@ -241,9 +250,6 @@ impl Run {
         };
         actor.run(&self.cancel).await;
         self.setting().phase(Phase::Report);
-        for link in &actor.links {
-            link.send(Message::Close);
-        }
         if let Some(measured) = actor.measured(bandwidth) {
             self.ctx.speeds.keep(compression != Compression::None, &measured);
         }
@@ -262,8 +268,9 @@ impl Run {
         let ControlConnection { sender, mut receiver, peer } = connection;
         let fault = |what: String| Stop::Failed(format!("{}: {what}", peer.name));
         let own = SetGrant { set: number, key: random(), group: None };
-        let open =
-            Message::Open { mac_key: keys.mac, digest_key: keys.digest, target: number, own_set: number };
+        let contact = Contact { addr: self.ctx.listen, journal: self.ctx.journal.id() };
+        let (mac_key, digest_key) = (keys.mac, keys.digest);
+        let open = Message::Open { mac_key, digest_key, target: number, own_set: number, contact };
         for message in [open, Message::Grant(vec![own.clone()])] {
             sender.send(message).await.map_err(|e| fault(e.to_string()))?;
         }
@@ -285,7 +292,7 @@ impl Run {
         let guests = (0..actor.vms.len() as u16).map(|vm| actor.guest_outcome(vm));
         found.add(&actor.scatter.counters());
         MigrateOutcome::of_guests(
-            actor.session_id.clone(),
+            format_uuid(&actor.session_id),
             self.start.elapsed().as_secs_f64(),
             guests.collect(),
             found,

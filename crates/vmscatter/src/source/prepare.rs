@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmscatter_core::index::{Contents, Sharing};
+use vmscatter_core::journal::{SourceStep, Step, TargetStep, VmRecord};
 use vmscatter_core::page::MacKey;
 use vmscatter_core::placement::{HolderGroups, Solution, TargetId};
 use vmscatter_core::wire::control::{Message, Resources, Uuid};
@@ -71,9 +72,26 @@ impl Setting<'_> {
                 return Err(Stop::BadInput(format!("{origin}: the same guest as '{}'", other.name)));
             }
             refused.extend(guest.refused().map(|reason| format!("{origin}: {} {reason}", guest.name)));
+            self.check_finished(&guest).map_err(|error| Stop::BadInput(format!("{origin}: {error}")))?;
             guests.push(guest);
         }
         if refused.is_empty() { Ok(guests) } else { Err(Stop::BadInput(refused.join("; "))) }
+    }
+
+    /// No guest leaves whose earlier way has no end yet.
+    fn check_finished(&self, guest: &SourceGuest) -> Result<(), String> {
+        let unfinished = |vm: &VmRecord| match vm.step {
+            Step::Source(step) => step <= SourceStep::Committed,
+            Step::Target(step) => step <= TargetStep::Committed,
+        };
+        let same = |vm: &VmRecord| vm.key.vm == guest.uuid || vm.facts.name == guest.name;
+        match self.ctx.journal.vms().into_iter().find(|vm| same(vm) && unfinished(vm)) {
+            Some(vm) => Err(format!(
+                "an earlier migration of '{}' is unfinished ('vmscatter status', 'vmscatter recover')",
+                vm.facts.name
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Reaches all targets, who say what they can take.

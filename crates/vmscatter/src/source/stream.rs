@@ -97,7 +97,10 @@ impl Stream {
     /// Writes to QEMU's return path.
     pub(super) fn return_path(&self, bytes: &[u8]) {
         let socket = self.lock().socket.as_ref().and_then(|socket| socket.try_clone().ok());
-        if let Some(Err(error)) = socket.map(|mut socket| socket.write_all(bytes)) {
+        // Once RAM has ended it is QEMU's monitor that tells what became of it.
+        if let Some(Err(error)) = socket.map(|mut socket| socket.write_all(bytes))
+            && self.lock().vm.final_digest().is_none()
+        {
             self.fail(format!("QEMU's migration socket: {error}"));
         }
     }
@@ -168,6 +171,8 @@ impl Stream {
                 Ok(len) => len,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) if self.is_closed() => return Ok(()),
+                // A QEMU that is killed has not read what we had said to it: the end comes as an error then.
+                Err(_) if self.lock().vm.final_digest().is_some() => return Ok(()),
                 Err(error) => return Err(format!("QEMU's migration socket: {error}")),
             };
             let more = readable(&socket, Duration::ZERO)?;

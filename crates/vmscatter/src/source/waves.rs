@@ -89,6 +89,7 @@ impl Stop {
             status,
             verified: false,
             downtime_ms: None,
+            journal_ms: None,
             reason: Some(reason),
             pages: PageCounts::default(),
             unicast_bytes: 0,

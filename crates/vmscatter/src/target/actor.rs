@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tokio::runtime::Handle;
-use vmscatter_core::session::{SessionKeys, TargetAction, TargetEntryKind, TargetSession};
+use vmscatter_core::journal::{Facts, Peer, Side, Step, TargetStep, VmKey};
+use vmscatter_core::session::{SessionKeys, TargetAction, TargetSession};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport;
-use vmscatter_core::wire::control::{Message, VmSpec};
+use vmscatter_core::wire::control::{Contact, Message, VmSpec};
 use vmscatter_core::wire::piece::session_tag;
 
 use super::data::{DataConnection, Registration};
-use super::incoming::{self, Incoming};
+use super::incoming::{self, Incoming, Resumed};
 use super::pipe::Pipe;
 use crate::agent::AgentContext;
 use crate::agent::control::{ControlSender, PeerInfo};
-use crate::agent::guest_file::format_uuid;
-use crate::agent::journal::{Entry, Journal};
+use crate::agent::journal::Journal;
 use crate::net::data::read_pieces;
 use crate::net::udp::{GroupReceivers, PieceBatch};
+use crate::recovery::Live;
 
 /// Batches of pieces that wait for the session thread; beyond that sockets wait, and UDP loses.
 const BATCHES_MAX: usize = 128;
@@ -37,6 +38,8 @@ pub(super) struct Session {
     pub(super) target: u16,
     /// The set that is us alone.
     pub(super) own_set: u16,
+    /// Where the source is found once the session is over.
+    pub(super) contact: Contact,
     pub(super) peer: PeerInfo,
     pub(super) control: ControlSender,
 }
@@ -51,7 +54,7 @@ pub(super) enum Event {
     ReturnPath { vm: u16, bytes: Vec<u8> },
     ReturnPathEnded { vm: u16 },
     Broken { vm: u16, reason: String },
-    Resumed { vm: u16, incoming: Incoming, result: Result<u64, String> },
+    Resumed { vm: u16, incoming: Incoming, resumed: Resumed },
 }
 
 #[derive(Debug)]
@@ -59,6 +62,12 @@ struct Vm {
     spec: VmSpec,
     incoming: Option<Incoming>,
     pipe: Option<Pipe>,
+    /// While it is in the journal, recovery leaves it alone.
+    live: Option<Live>,
+    /// Its QEMU is being started.
+    starting: bool,
+    /// To be closed in the journal once that is over.
+    forget: bool,
 }
 
 /// A session's thread.
@@ -185,13 +194,13 @@ impl Actor {
             Event::ReturnPath { vm, bytes } => self.session.return_path(now, vm, &bytes),
             Event::ReturnPathEnded { vm } => self.return_path_ended(vm),
             Event::Broken { vm, reason } => self.fail(vm, reason),
-            Event::Resumed { vm, incoming, result } => {
+            Event::Resumed { vm, incoming, resumed } => {
                 if let Some(state) = self.vms.get_mut(&vm) {
                     state.incoming = Some(incoming);
                 }
-                match result {
-                    Ok(unix_us) => self.session.running(vm, unix_us),
-                    Err(reason) => self.fail(vm, reason),
+                match resumed {
+                    Resumed::At(unix_us) => self.session.running(vm, unix_us),
+                    Resumed::Never(reason) | Resumed::Unknown(reason) => self.fail(vm, reason),
                 }
             }
         }
@@ -214,14 +223,21 @@ impl Actor {
     }
 
     fn started(&mut self, vm: u16, result: Result<(Incoming, UnixStream), String>) {
-        let (incoming, socket) = match result {
-            Ok(started) => started,
-            Err(reason) => return self.session.failed(vm, reason),
-        };
-        // It may have been given up while its QEMU started.
-        if !self.session.wants(vm) {
-            return self.runtime.block_on(incoming.kill());
+        if let Some(state) = self.vms.get_mut(&vm) {
+            state.starting = false;
         }
+        match result {
+            // It may have been given up while its QEMU started.
+            Ok((incoming, _)) if !self.session.wants(vm) => self.runtime.block_on(incoming.kill()),
+            Ok((incoming, socket)) => return self.open(vm, incoming, socket),
+            Err(reason) => self.session.failed(vm, reason),
+        }
+        if self.vms.get(&vm).is_some_and(|state| state.forget) {
+            self.forget(vm);
+        }
+    }
+
+    fn open(&mut self, vm: u16, incoming: Incoming, socket: UnixStream) {
         let pipe = Pipe::start(vm, socket, &self.to_events);
         let Some(state) = self.vms.get_mut(&vm) else { return };
         state.incoming = Some(incoming);
@@ -251,7 +267,8 @@ impl Actor {
                     pipe.write(output);
                 }
             }
-            TargetAction::Journal { vm, entry } => self.write_journal(vm, entry),
+            TargetAction::Journal { vm, step } => self.write_journal(vm, step),
+            TargetAction::Forget { vm } => self.forget(vm),
             TargetAction::Resume { vm, cont } => self.resume(vm, cont),
             TargetAction::Kill { vm } => self.kill(vm),
             TargetAction::Finished => self.finished = true,
@@ -277,12 +294,27 @@ impl Actor {
         }
     }
 
+    fn key(&self, spec: &VmSpec) -> VmKey {
+        VmKey { session: self.about.peer.session, vm: spec.uuid }
+    }
+
     fn start(&mut self, spec: VmSpec) {
         let (ctx, events) = (self.ctx.clone(), self.to_events.clone());
-        let vm = spec.vm;
-        self.vms.insert(vm, Vm { spec: spec.clone(), incoming: None, pipe: None });
+        let (vm, key) = (spec.vm, self.key(&spec));
+        self.vms.insert(
+            vm,
+            Vm { spec: spec.clone(), incoming: None, pipe: None, live: None, starting: false, forget: false },
+        );
+        match self.begin(&spec) {
+            Ok(live) => {
+                if let Some(state) = self.vms.get_mut(&vm) {
+                    (state.live, state.starting) = (Some(live), true);
+                }
+            }
+            Err(reason) => return self.session.failed(vm, reason),
+        }
         self.runtime.spawn(async move {
-            let result = incoming::start(&ctx, &spec).await;
+            let result = incoming::start(&ctx, key, &spec).await;
             if let Err(crossbeam_channel::SendError(Event::Started { result: Ok((incoming, _)), .. })) =
                 events.send(Event::Started { vm, result })
             {
@@ -291,29 +323,60 @@ impl Actor {
         });
     }
 
-    /// A vote or a commit that is not on disk must not be acted upon: the VM fails instead.
-    fn write_journal(&mut self, vm: u16, kind: TargetEntryKind) {
-        let Some(state) = self.vms.get(&vm) else { return };
-        let entry = Entry {
-            session: format_uuid(&self.about.peer.session),
-            uuid: format_uuid(&state.spec.uuid),
-            name: state.spec.name.clone(),
-            peer: self.about.peer.name.clone(),
-            entry: match kind {
-                TargetEntryKind::Vote => "vote",
-                TargetEntryKind::Committed => "committed",
-                TargetEntryKind::Aborted => "aborted",
-            }
-            .to_owned(),
+    /// Puts the VM into the journal before anything of it is here.
+    fn begin(&self, spec: &VmSpec) -> Result<Live, String> {
+        let unfinished = |step| matches!(step, Step::Target(step) if step <= TargetStep::Committed || step == TargetStep::Forced);
+        let before = self.journal.vms().into_iter().find(|vm| vm.key.vm == spec.uuid && unfinished(vm.step));
+        if let Some(before) = before {
+            let name = before.facts.name;
+            return Err(format!(
+                "an earlier migration of '{name}' to this host is unfinished ('vmscatter recover' there)"
+            ));
+        }
+        let mut addr = self.about.contact.addr;
+        if addr.ip().is_unspecified() {
+            addr.set_ip(self.about.peer.addr.ip());
+        }
+        let facts = Facts {
+            name: spec.name.clone(),
+            peer: Peer { name: self.about.peer.name.clone(), addr },
+            monitor: incoming::monitor_path(&self.ctx, spec),
+            paused: spec.paused,
+            side: Side::Target {
+                program: incoming::program(&self.ctx, spec)?,
+                memory_bytes: spec.blocks.iter().fold(0, |sum, block| block.bytes.saturating_add(sum)),
+                source_journal: self.about.contact.journal,
+            },
         };
-        match self.journal.append(&entry) {
-            Ok(()) => self.session.journaled(self.now(), vm, kind),
+        let live = self.ctx.recovery.hold(self.key(spec));
+        let begun = self.journal.begin([(self.key(spec), facts)]);
+        begun.map(|()| live).map_err(|e| format!("the target's journal can't be written: {e}"))
+    }
+
+    /// A vote or a commit that is not on disk must not be acted upon: the VM fails instead. An abort is true all the
+    /// same once the QEMU has ended.
+    fn write_journal(&mut self, vm: u16, step: TargetStep) {
+        let Some(state) = self.vms.get(&vm).filter(|state| state.live.is_some()) else { return };
+        match self.journal.step(self.key(&state.spec), Step::Target(step)) {
+            Ok(_) => self.session.journaled(self.now(), vm, step),
             Err(error) => {
-                tracing::error!(vm = entry.name, "journal: {error}");
-                if kind != TargetEntryKind::Aborted {
+                tracing::error!(vm = state.spec.name, "journal: {error}");
+                if matches!(step, TargetStep::Voted | TargetStep::Committed) {
                     self.session.failed(vm, format!("the target's journal can't be written: {error}"));
                 }
             }
+        }
+    }
+
+    fn forget(&mut self, vm: u16) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        state.forget = true;
+        if state.live.is_some()
+            && !state.starting
+            && let Err(error) =
+                self.journal.close(VmKey { session: self.about.peer.session, vm: state.spec.uuid })
+        {
+            tracing::error!(vm = state.spec.name, "journal: {error}");
         }
     }
 
@@ -329,8 +392,8 @@ impl Actor {
         }
         let events = self.to_events.clone();
         self.runtime.spawn(async move {
-            let result = incoming.resume().await;
-            let _ = events.send(Event::Resumed { vm, incoming, result });
+            let resumed = incoming.resume().await;
+            let _ = events.send(Event::Resumed { vm, incoming, resumed });
         });
     }
 
@@ -343,20 +406,24 @@ impl Actor {
         }
     }
 
-    /// What runs here is left to run. What was voted for and not decided stays paused, and is named.
+    /// What runs here is left to run. What was voted for and not decided stays paused, and is recovery's.
     fn leave(mut self) {
-        let in_doubt: Vec<String> = self.session.in_doubt().map(|spec| spec.name.clone()).collect();
-        for name in in_doubt {
-            tracing::error!(
-                vm = name,
-                source = self.about.peer.name,
-                "in doubt: paused here until its source decides"
-            );
-        }
+        let in_doubt: Vec<u16> = self.session.in_doubt().map(|spec| spec.vm).collect();
         let counted = self.ctx.config.memory.capacity_bytes.is_some();
         let _runtime = self.runtime.enter();
-        for incoming in self.vms.drain().filter_map(|(_, state)| state.incoming) {
-            incoming.release(counted);
+        for (vm, state) in self.vms.drain() {
+            let in_doubt = in_doubt.contains(&vm);
+            if in_doubt {
+                tracing::warn!(
+                    vm = state.spec.name,
+                    source = self.about.peer.name,
+                    "in doubt: paused here until its source decides"
+                );
+            }
+            if let Some(incoming) = state.incoming {
+                incoming.release(counted, in_doubt);
+            }
+            drop(state.live);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
+use vmscatter_core::journal::VmKey;
 use vmscatter_core::wire::control::VmSpec;
 
 use crate::agent::AgentContext;
@@ -15,7 +16,8 @@ use crate::agent::guest_file::{ExpandedGuest, GuestFile, format_uuid};
 use crate::agent::host::MemoryShare;
 use crate::agent::input::one_line;
 use crate::qemu::capabilities;
-use crate::qemu::qmp::{Qmp, QmpEvent};
+use crate::qemu::process;
+use crate::qemu::qmp::{Qmp, QmpErrorKind, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
 
 /// A QEMU that has not opened its monitor by then will not.
@@ -34,54 +36,82 @@ pub(super) struct Incoming {
     child: Child,
     qmp: Qmp,
     events: mpsc::Receiver<QmpEvent>,
-    stderr: PathBuf,
+    monitor: PathBuf,
     /// Set aside for the guest for as long as it is here.
     memory: MemoryShare,
 }
 
-/// Starts the VM's incoming QEMU and connects to its migration socket.
+/// Our own monitor of a VM's incoming QEMU; beside it are the other files of that QEMU.
+pub(super) fn monitor_path(ctx: &AgentContext, spec: &VmSpec) -> PathBuf {
+    ctx.config.run_dir.join(format!("in-{}.qmp", format_uuid(&spec.uuid)))
+}
+
+/// The argument with which a QEMU is told of our monitor; no other process has it.
+pub(crate) fn monitor_argument(monitor: &Path) -> String {
+    format!("unix:{},server=on,wait=off", monitor.display())
+}
+
+/// Takes away what an incoming QEMU leaves in the file system; one that runs keeps what it has open.
+pub(crate) fn remove_files(monitor: &Path) {
+    for extension in ["qmp", "mig", "err"] {
+        let _ = std::fs::remove_file(monitor.with_extension(extension));
+    }
+}
+
+/// The program that a VM's guest file names, as this host would start it.
+///
+/// # Errors
+/// One line: what is wrong with the guest file.
+pub(super) fn program(ctx: &AgentContext, spec: &VmSpec) -> Result<PathBuf, String> {
+    expand(ctx, spec).map(|guest| guest.program)
+}
+
+fn expand(ctx: &AgentContext, spec: &VmSpec) -> Result<ExpandedGuest, String> {
+    let file = GuestFile::parse(&spec.guest_file, &format!("guest file of {}", spec.name))
+        .map_err(|e| e.to_string())?;
+    file.expand(&ctx.values).map_err(|e| e.to_string())
+}
+
+/// Starts the VM's incoming QEMU and connects to its migration socket. Its process goes into the journal.
 ///
 /// # Errors
 /// One line that names what is wrong; nothing of the attempt is left then.
-pub(super) async fn start(ctx: &AgentContext, spec: &VmSpec) -> Result<(Incoming, UnixStream), String> {
-    let file = GuestFile::parse(&spec.guest_file, &format!("guest file of {}", spec.name))
-        .map_err(|e| e.to_string())?;
-    let guest = file.expand(&ctx.values).map_err(|e| e.to_string())?;
+pub(super) async fn start(
+    ctx: &AgentContext,
+    key: VmKey,
+    spec: &VmSpec,
+) -> Result<(Incoming, UnixStream), String> {
+    let guest = expand(ctx, spec)?;
     let bytes = spec.blocks.iter().fold(0u64, |sum, block| sum.saturating_add(block.bytes));
     let memory = ctx
         .memory
         .take(bytes)
         .map_err(|free| format!("not enough memory: {} MiB needed, {} MiB free", bytes >> 20, free >> 20))?;
-    let place = ctx.config.run_dir.join(format!("in-{}", format_uuid(&spec.uuid)));
-    let (monitor, socket) = (place.with_extension("qmp"), place.with_extension("mig"));
-    let stderr = place.with_extension("err");
-    let child = spawn(&guest, &monitor, &stderr)?;
-    match connect(child, spec, &monitor, &socket).await {
-        Ok((child, qmp, events, stream)) => {
-            // Both ends are connected: nobody else is to find them.
-            let _ = std::fs::remove_file(&monitor);
-            let _ = std::fs::remove_file(&socket);
-            Ok((Incoming { child, qmp, events, stderr, memory }, stream))
-        }
+    let monitor = monitor_path(ctx, spec);
+    let child = spawn(&guest, &monitor)?;
+    let process = child.id().and_then(|pid| process::identify(pid as i32));
+    if let Some(Err(error)) = process.map(|process| ctx.journal.spawned(key, process)) {
+        tracing::warn!(vm = spec.name, "journal: {error}");
+    }
+    match connect(child, spec, &monitor).await {
+        Ok((child, qmp, events, stream)) => Ok((Incoming { child, qmp, events, monitor, memory }, stream)),
         Err((mut child, reason)) => {
             let _ = child.kill().await;
-            let said = last_line(&stderr);
-            for path in [&monitor, &socket, &stderr] {
-                let _ = std::fs::remove_file(path);
-            }
+            let said = last_line(&monitor.with_extension("err"));
+            remove_files(&monitor);
             Err(if said.is_empty() { reason } else { format!("{reason}: {said}") })
         }
     }
 }
 
-fn spawn(guest: &ExpandedGuest, monitor: &Path, stderr: &Path) -> Result<Child, String> {
-    for path in [monitor, &guest.qmp] {
-        let _ = std::fs::remove_file(path);
-    }
-    let log = std::fs::File::create(stderr).map_err(|e| format!("{}: {e}", stderr.display()))?;
+fn spawn(guest: &ExpandedGuest, monitor: &Path) -> Result<Child, String> {
+    remove_files(monitor);
+    let _ = std::fs::remove_file(&guest.qmp);
+    let stderr = monitor.with_extension("err");
+    let log = std::fs::File::create(&stderr).map_err(|e| format!("{}: {e}", stderr.display()))?;
     let mut command = Command::new(&guest.program);
     command.args(&guest.args).args(["-S", "-incoming", "defer", "-qmp"]);
-    command.arg(format!("unix:{},server=on,wait=off", monitor.display()));
+    command.arg(monitor_argument(monitor));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     // A group of its own: what is typed at the agent's terminal does not reach the guest.
     command.process_group(0).kill_on_drop(false);
@@ -90,19 +120,15 @@ fn spawn(guest: &ExpandedGuest, monitor: &Path, stderr: &Path) -> Result<Child, 
 
 type Connected = (Child, Qmp, mpsc::Receiver<QmpEvent>, UnixStream);
 
-async fn connect(
-    mut child: Child,
-    spec: &VmSpec,
-    monitor: &Path,
-    socket: &Path,
-) -> Result<Connected, (Child, String)> {
+async fn connect(mut child: Child, spec: &VmSpec, monitor: &Path) -> Result<Connected, (Child, String)> {
     let attempt = async {
         let (qmp, events) = connect_monitor(&mut child, monitor).await?;
         configure(&qmp, spec).await?;
-        let _ = std::fs::remove_file(socket);
+        let socket = monitor.with_extension("mig");
         let uri = format!("unix:{}", socket.display());
         qmp.migrate_incoming(&uri).await.map_err(|e| e.to_string())?;
-        let stream = UnixStream::connect(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+        let stream = UnixStream::connect(&socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+        let _ = std::fs::remove_file(&socket);
         Ok((qmp, events, stream))
     };
     match timeout(START_DEADLINE, attempt).await {
@@ -153,27 +179,67 @@ async fn configure(qmp: &Qmp, spec: &VmSpec) -> Result<(), String> {
     capabilities::prepare(qmp, &features).await.map_err(text)
 }
 
-impl Incoming {
-    /// Gives `cont` and waits for RESUME; returns its time in microseconds since the Unix epoch.
-    pub(super) async fn resume(&mut self) -> Result<u64, String> {
-        let resume = async {
-            self.qmp.cont().await.map_err(|e| e.to_string())?;
-            while let Some(event) = self.events.recv().await {
-                if event.name == "RESUME" {
-                    return Ok(event.time_us);
-                }
+/// What became of `cont`.
+#[derive(Debug)]
+pub(crate) enum Resumed {
+    /// The guest runs since then, in microseconds since the Unix epoch (zero: it was paused before and stays so).
+    At(u64),
+    /// It has not run and will not: QEMU refused, or ended before.
+    Never(String),
+    /// QEMU has not answered yet.
+    Unknown(String),
+}
+
+/// Gives `cont` and waits for RESUME, which QEMU sends before a virtual CPU runs (`vm_prepare_start`): one that ends
+/// without it has never run the guest.
+pub(crate) async fn resume(qmp: &Qmp, events: &mut mpsc::Receiver<QmpEvent>, limit: Duration) -> Resumed {
+    let told = match qmp.cont().await {
+        Ok(()) => None,
+        Err(error) => match error.kind {
+            QmpErrorKind::Refused { .. } | QmpErrorKind::Closed => Some(error.to_string()),
+            _ => return Resumed::Unknown(error.to_string()),
+        },
+    };
+    let refused = told.is_some();
+    let seen = async {
+        loop {
+            // After a refusal what has been said is all.
+            let event =
+                if refused && !qmp.is_closed() { events.try_recv().ok() } else { events.recv().await };
+            match event {
+                Some(event) if event.name == "RESUME" => return Some(event.time_us),
+                Some(_) => {}
+                None => return None,
             }
-            Err("incoming QEMU's monitor closed before RESUME".to_owned())
-        };
-        let resumed = timeout(RESUME_DEADLINE, resume).await;
-        resumed.unwrap_or_else(|_| Err(format!("no RESUME within {} s of cont", RESUME_DEADLINE.as_secs())))
+        }
+    };
+    match timeout(limit, seen).await {
+        Ok(Some(time_us)) => Resumed::At(time_us),
+        Ok(None) => Resumed::Never(told.unwrap_or_else(|| "incoming QEMU ended before RESUME".to_owned())),
+        Err(_) => Resumed::Unknown(format!("no RESUME within {} s of cont", limit.as_secs())),
+    }
+}
+
+impl Incoming {
+    /// Lets the guest run. Once `cont` was given there is no way back while QEMU has not said what came of it.
+    pub(super) async fn resume(&mut self) -> Resumed {
+        loop {
+            match resume(&self.qmp, &mut self.events, RESUME_DEADLINE).await {
+                Resumed::Unknown(reason) if !self.qmp.is_closed() => tracing::warn!("{reason}; waiting on"),
+                resumed => return resumed,
+            }
+        }
     }
 
     /// Lets the guest be: it is this host's now. Where the host's capacity was configured (`counted`), its memory stays
     /// set aside until its QEMU ends; else Linux counts what it uses.
-    pub(super) fn release(self, counted: bool) {
-        let Incoming { mut child, stderr, memory, .. } = self;
-        let _ = std::fs::remove_file(&stderr);
+    ///
+    /// One that is `in_doubt` keeps its monitor's socket, by which recovery finds it.
+    pub(super) fn release(self, counted: bool, in_doubt: bool) {
+        let Incoming { mut child, monitor, memory, .. } = self;
+        if !in_doubt {
+            remove_files(&monitor);
+        }
         if counted {
             tokio::spawn(async move {
                 let _ = child.wait().await;
@@ -187,12 +253,12 @@ impl Incoming {
         if let Err(error) = self.child.kill().await {
             tracing::error!("incoming QEMU can't be ended: {error}");
         }
-        let _ = std::fs::remove_file(&self.stderr);
+        remove_files(&self.monitor);
     }
 
     /// What QEMU said last on standard error, if it said anything.
     pub(super) fn last_words(&self) -> String {
-        last_line(&self.stderr)
+        last_line(&self.monitor.with_extension("err"))
     }
 }
 

@@ -14,7 +14,7 @@
 
 mod actor;
 pub mod data;
-mod incoming;
+pub(crate) mod incoming;
 mod pipe;
 
 use std::sync::Arc;
@@ -38,7 +38,10 @@ pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
     if let Ok(Ok(Some(Message::Close))) = first {
         return tracing::debug!(source = peer.name, "only asked what this host can take");
     }
-    let Ok(Ok(Some(Message::Open { mac_key, digest_key, target, own_set }))) = first else {
+    if let Ok(Ok(Some(Message::Inquire { vm, word }))) = first {
+        return crate::recovery::exchange::serve(ctx, peer, sender, receiver, (vm, word)).await;
+    }
+    let Ok(Ok(Some(Message::Open { mac_key, digest_key, target, own_set, contact }))) = first else {
         tracing::warn!(source = peer.name, "the session was not opened");
         return;
     };
@@ -46,6 +49,7 @@ pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
         keys: SessionKeys { mac: MacKey::new(&mac_key), digest: DigestKey::new(&digest_key) },
         target,
         own_set,
+        contact,
         peer: peer.clone(),
         control: sender,
     };

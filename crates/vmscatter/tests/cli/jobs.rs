@@ -108,6 +108,7 @@ fn guest(status: GuestStatus) -> GuestOutcome {
         status,
         verified: status.moved(),
         downtime_ms: status.moved().then_some(41.0),
+        journal_ms: None,
         reason: (!status.moved()).then(|| "the target\u{1b}[2J lacks memory".into()),
         pages: PageCounts { total: 100, withheld: 40, sent: 50, zero: 10 },
         unicast_bytes: 204_800,
