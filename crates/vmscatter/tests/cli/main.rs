@@ -4,4 +4,5 @@ mod agents;
 mod harness;
 mod input;
 mod jobs;
+mod real;
 mod scan;
