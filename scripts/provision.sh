@@ -2,6 +2,7 @@
 #
 #   provision_qemu   the packages: QEMU, network tools, and what the build links with
 #   provision_lab    all of that, and a guest kernel unpacked below target/lab/kernel
+#   provision_debian all of that, and a disk image with a small Debian and the workloads of scripts/workloads
 #
 # Each says nothing and changes nothing if all is there. They install with apt as root, else they name the command to
 # run and return 2.
@@ -25,6 +26,10 @@ zstd:zstd'
 provision_qemu() { provision_packages "$PROVISION_PACKAGES"; }
 
 provision_lab() { provision_qemu && provision_kernel; }
+
+provision_debian() {
+  provision_lab && provision_packages '/usr/sbin/debootstrap:debootstrap' && provision_image
+}
 
 provision_has() {
   case "$1" in
@@ -111,4 +116,55 @@ provision_kernel_packages() {
     apt-cache depends "$image" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-modules-[0-9]/ { print $2 }'
     return
   done
+}
+
+# What the guests' Debian has beside the packages without which there is none.
+readonly PROVISION_GUEST_PACKAGES=gcc,make,libc6-dev,sysbench,sqlite3,bzip2,xz-utils
+
+# Installs the distribution of this machine (also where that is Ubuntu) into a directory, has scripts/workloads/prepare
+# fill it, and makes a disk image of it that all guests read. Done again when something in scripts/workloads changes.
+provision_image() {
+  local suite=${PROVISION_SUITE:-$(. /etc/os-release && echo "${VERSION_CODENAME-}")}
+  local debian=$PROVISION_CACHE/debian version work components=main
+  version=$(cat "$PROVISION_ROOT"/scripts/workloads/* <(echo "$suite" "$PROVISION_GUEST_PACKAGES") | sha256sum | head -c 16)
+  [ ! -e "$debian/$version/complete" ] || { ln -sfn "$version" "$debian/current"; return 0; }
+  if [ "$(id -u)" != 0 ]; then
+    echo "provision: to install a Debian for the guests, run as root" >&2
+    return 2
+  fi
+  local mirror
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 2>/dev/null | head -n 1)
+  if [ -z "$mirror" ]; then
+    echo "provision: apt has no lists of $suite; run as root: apt-get update" >&2
+    return 2
+  fi
+  case "$mirror" in *ubuntu*) components=main,universe ;; esac
+  mkdir -p "$debian" && work=$(mktemp -d "$debian/new.XXXXXX") || return 2
+  echo "provision: installing $suite for the guests and preparing their workloads (some minutes, 3 GB)" >&2
+  if provision_image_in "$work" >"$debian/log" 2>&1 </dev/null; then
+    # Older ones go; guests that have one open keep it.
+    find "${debian:?}" -mindepth 1 -maxdepth 1 -type d ! -path "$work" -exec rm -rf {} +
+    rm -rf "$work/root"
+    mv "$work" "$debian/$version"
+    ln -sfn "$version" "$debian/current"
+  else
+    rm -rf "$work"
+    tail -n 20 "$debian/log" >&2
+    echo "provision: no Debian for the guests; all of it: $debian/log" >&2
+    return 2
+  fi
+}
+
+# For provision_image, with its variables.
+provision_image_in() {
+  local root=$1/root
+  # Not by `set -e`, which is void in a condition.
+  debootstrap --variant=minbase "--components=$components" "--include=$PROVISION_GUEST_PACKAGES" "$suite" "$root" "$mirror" &&
+    mkdir -p "$root/lab/run" &&
+    cp "$PROVISION_ROOT"/scripts/workloads/* "$root/lab/run" &&
+    chroot "$root" /lab/run/prepare &&
+    # Room for inodes and for files that end within a block. The image is sparse.
+    truncate -s $(($(du -sm "$root" | cut -f 1) * 5 / 4 + 64))M "$1/disk.img" &&
+    mke2fs -q -F -t ext4 -O ^has_journal,^metadata_csum -b 4096 -d "$root" "$1/disk.img" &&
+    touch "$1/complete"
 }

@@ -19,6 +19,8 @@ pub const SHARED_BYTES: u64 = 64 << 20;
 const PAGE_SIZE: u64 = 4096;
 /// Modules that a guest's kernel needs, if it does not have them built in: for the disk.
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
+/// The same, and what is laid over the Debian disk.
+const DEBIAN_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "ext4", "overlay"];
 /// Where more files come from if the kernel package has too few.
 const MORE_FILES: &str = "/usr/lib/x86_64-linux-gnu";
 
@@ -35,6 +37,8 @@ pub struct Assets {
     pub disk: PathBuf,
     /// Bytes of the shared files.
     pub shared_bytes: u64,
+    /// ext4 image with a small Debian and the workloads, if they are wanted.
+    pub debian: Option<PathBuf>,
 }
 
 /// Where `scripts/provision.sh` unpacks the kernel and the lab keeps what it builds of it: `VMSCATTER_LAB_CACHE`, else
@@ -47,20 +51,36 @@ pub fn cache_directory() -> PathBuf {
 impl Assets {
     /// Builds what is not in the cache yet.
     pub fn prepare() -> Result<Self> {
+        Self::prepare_with("initramfs", &MODULES)
+    }
+
+    /// The same for guests with a workload of the Debian disk, which `provision_debian` has made.
+    pub fn prepare_debian() -> Result<Self> {
+        let cache = cache_directory();
+        let image = cache.join("debian/current/disk.img");
+        // Resolved, for another lab may bring a new one.
+        let image = fs::canonicalize(&image).with_context(|| {
+            format!("{}: no Debian for the guests; run scripts/table2 once", image.display())
+        })?;
+        Ok(Self { debian: Some(image), ..Self::prepare_with("initramfs-debian", &DEBIAN_MODULES)? })
+    }
+
+    fn prepare_with(initramfs_name: &str, modules: &[&str]) -> Result<Self> {
         let cache = cache_directory();
         let package = fs::canonicalize(cache.join("kernel/current"))
             .with_context(|| format!("{}: no guest kernel; run ./demo once", cache.display()))?;
         let kernel = find(&package.join("boot"), |name| name.starts_with("vmlinuz-"))?
             .with_context(|| format!("no vmlinuz in {}", package.display()))?;
-        let initramfs = cache.join(format!("initramfs-{}", std::process::id()));
+        let initramfs = cache.join(format!("{initramfs_name}-{}", std::process::id()));
         let assets = Self {
-            initramfs: cache.join("initramfs"),
+            initramfs: cache.join(initramfs_name),
             disk: package.join("disk.img"),
             kernel,
             shared_bytes: 0,
+            debian: None,
         };
         // Written anew each time, for it holds this build's workload; renamed, for another lab may be reading it.
-        fs::write(&initramfs, build_initramfs(&package)?)?;
+        fs::write(&initramfs, build_initramfs(&package, modules)?)?;
         fs::rename(&initramfs, &assets.initramfs)?;
         let shared_bytes = build_disk(&package, &assets.disk)?;
         Ok(Self { shared_bytes, ..assets })
@@ -88,7 +108,7 @@ fn find(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Option<PathBu
     Ok(paths.pop())
 }
 
-fn build_initramfs(package: &Path) -> Result<Vec<u8>> {
+fn build_initramfs(package: &Path, modules: &[&str]) -> Result<Vec<u8>> {
     let mut files = Vec::new();
     walk(&package.join("lib"), &mut files)?;
     let mut archive = Archive::new();
@@ -97,7 +117,7 @@ fn build_initramfs(package: &Path) -> Result<Vec<u8>> {
     archive.file("init", 0o755, GUEST_LOAD);
     archive.directory("modules");
     let mut order = Vec::new();
-    for module in MODULES {
+    for module in modules {
         add_module(module, &files, &mut order)?;
     }
     for (place, path) in order.iter().enumerate() {

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::assets::Assets;
 use crate::host::Host;
+use crate::placement::Workload;
 use crate::qmp::Qmp;
 use crate::serial::Serial;
 use crate::weight;
@@ -49,6 +50,8 @@ pub struct GuestOptions {
     pub dirty_kib_per_s: u32,
     /// QEMU's machine type.
     pub machine: String,
+    /// What runs in them beside the load that all guests have.
+    pub workload: Option<Workload>,
 }
 
 impl Default for GuestOptions {
@@ -58,6 +61,7 @@ impl Default for GuestOptions {
             accel: Accel::Tcg,
             dirty_kib_per_s: DIRTY_KIB_PER_S,
             machine: "pc".to_owned(),
+            workload: None,
         }
     }
 }
@@ -85,8 +89,9 @@ impl GuestFile {
         };
         // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
         let append = format!(
-            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}",
-            options.dirty_kib_per_s
+            "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}{}",
+            options.dirty_kib_per_s,
+            options.workload.map_or(String::new(), |workload| workload.kernel_words(number))
         );
         let arguments = [
             QEMU,
@@ -128,11 +133,12 @@ impl GuestFile {
             "-qmp",
             "unix:{run_dir}/{name}.lab-qmp,server=on,wait=off",
         ];
-        Self {
-            qmp: "{run_dir}/{name}.qmp".to_owned(),
-            command: arguments.iter().map(|argument| argument.to_string()).collect(),
-            name,
+        let mut command: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
+        if let Some(debian) = &assets.debian {
+            let drive = format!("file={},if=none,id=debian,format=raw,readonly=on", debian.display());
+            command.extend(["-drive", &drive, "-device", "virtio-blk-pci,drive=debian"].map(str::to_owned));
         }
+        Self { qmp: "{run_dir}/{name}.qmp".to_owned(), command, name }
     }
 
     /// The command on a host whose sockets are in `run_dir`.
@@ -244,6 +250,8 @@ pub struct Guest {
     pub source: Qemu,
     /// What it said when it was ready.
     pub ready: String,
+    /// Whether it was not booted but goes on from a saved state, so that its first tick here is not number 0.
+    pub restored: bool,
 }
 
 impl Guest {
@@ -252,7 +260,7 @@ impl Guest {
         let source = file.start(host, false)?;
         let serial = Arc::new(Serial::default());
         serial.attach(&file.serial(host), START_TIMEOUT)?;
-        Ok(Self { file, serial, source, ready: String::new() })
+        Ok(Self { file, serial, source, ready: String::new(), restored: false })
     }
 
     /// Waits until its workload runs.

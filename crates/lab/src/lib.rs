@@ -7,12 +7,15 @@
 
 pub mod assets;
 pub mod baseline;
+pub mod collect;
 mod cpio;
 pub mod demo;
 pub mod faults;
 pub mod guest;
 pub mod host;
 pub mod net;
+pub mod placement;
+pub mod predict;
 pub mod progress;
 pub mod qmp;
 pub mod ram;

@@ -6,14 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use lab::collect::{self, CollectOptions};
 use lab::demo::{self, DemoOptions};
 use lab::faults::{self, Scenario};
 use lab::guest::DIRTY_KIB_PER_S;
+use lab::predict::{self, PredictOptions};
 use lab::session::Settings;
-use lab::{Accel, GuestOptions, Mode, state, transport};
+use lab::{Accel, GuestOptions, Mode, placement, state, transport};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -38,6 +40,12 @@ enum Command {
         /// What to do, as JSON
         task: String,
     },
+    /// Ask `vmscatter plan` what moving idle guests will cost, move them, and compare
+    Predict(PredictArguments),
+    /// Compare random groupings of guests with the chosen one, as in the paper's Table 2 (scripts/table2 prepares it)
+    Placement(PlacementArguments),
+    /// Measure what working guests feel of their memory being collected
+    Collect(CollectArguments),
     /// Remove what labs left whose process has died
     Clean,
 }
@@ -93,6 +101,40 @@ struct EndToEndArguments {
 }
 
 #[derive(clap::Args)]
+struct PredictArguments {
+    /// Number of guests
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    guests: u16,
+    /// Number of target hosts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    hosts: u16,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Rate of every link, in tc's notation
+    #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
+    rate: String,
+    /// Modes: scatter, scatter+cm
+    #[arg(long, value_delimiter = ',', default_value = "scatter,scatter+cm")]
+    modes: Vec<Mode>,
+    /// Keep plan and migration to this rate, as `vmscatter --bandwidth` has it
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<String>,
+    /// Move no other guests before: the agent has measured nothing yet
+    #[arg(long)]
+    first: bool,
+    /// Write the comparison to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct FaultsArguments {
     /// Only these scenarios [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
@@ -116,6 +158,43 @@ struct TransportArguments {
     /// Rate of the source, Mbit/s on the link [default: congestion control]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Option<u64>,
+    /// Send the same bytes with these too, under each loss
+    #[arg(long, value_delimiter = ',')]
+    rivals: Vec<transport::Rival>,
+}
+
+#[derive(clap::Args)]
+struct PlacementArguments {
+    #[command(flatten)]
+    options: placement::Options,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct CollectArguments {
+    /// Number of guests [default: as many as there are processors]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    guests: Option<u16>,
+    /// RAM of each guest, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(192..=65536))]
+    memory: u32,
+    /// Length of each span that is measured
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Values of --collect-cpu to measure
+    #[arg(long, value_delimiter = ',', default_value = "100,50,25", value_parser = clap::value_parser!(u8).range(1..=100))]
+    percent: Vec<u8>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -158,6 +237,7 @@ fn main() -> ExitCode {
                     arguments.only
                 },
                 bytes: arguments.mib << 20,
+                rivals: arguments.rivals,
                 bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
@@ -165,6 +245,28 @@ fn main() -> ExitCode {
         Command::TransportPeer { task } => match transport::peer::run(&task) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
+        },
+        Command::Predict(arguments) => {
+            let checked = check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref());
+            let foreign = arguments.modes.iter().find(|mode| !mode.needs_vmscatter());
+            match checked.and_then(|vmscatter| match foreign {
+                None => Ok(vmscatter),
+                Some(mode) => bail!("--modes: {} makes no plans", mode.name()),
+            }) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::Placement(arguments) => {
+            let json = arguments.options.json.clone();
+            match check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref()) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::Collect(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
@@ -235,6 +337,7 @@ impl DemoArguments {
                 accel: self.accel.resolve(self.memory)?,
                 dirty_kib_per_s: self.dirty,
                 machine: self.machine,
+                workload: None,
             },
             compare_ram: self.compare_ram,
             damage: None,
@@ -243,6 +346,29 @@ impl DemoArguments {
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
         Ok(report.is_good())
+    }
+}
+
+impl PredictArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let guest = GuestOptions {
+            memory_mib: self.memory,
+            accel: self.accel.resolve(self.memory)?,
+            dirty_kib_per_s: 0,
+            ..GuestOptions::default()
+        };
+        let settings = Settings {
+            guests: self.guests.into(),
+            hosts: self.hosts.into(),
+            rate: self.rate,
+            guest,
+            compare_ram: false,
+            damage: None,
+            vmscatter,
+        };
+        let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
+        predict::run(&PredictOptions { settings, modes, bandwidth, first, json })
     }
 }
 
@@ -278,5 +404,36 @@ impl FaultsArguments {
         let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
+    }
+}
+
+impl PlacementArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let accel = self.accel.resolve(self.options.memory)?;
+        let report = placement::run(&self.options, accel, vmscatter)?;
+        print!("{}", report.to_text());
+        Ok(report.is_good())
+    }
+}
+
+impl CollectArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let guest = GuestOptions {
+            memory_mib: self.memory,
+            accel: self.accel.resolve(self.memory)?,
+            ..GuestOptions::default()
+        };
+        let options = CollectOptions {
+            guests: self.guests.map_or(processors, usize::from),
+            guest,
+            span: std::time::Duration::from_secs(self.seconds),
+            percents: self.percent,
+            vmscatter,
+        };
+        print!("{}", collect::run(&options)?);
+        Ok(true)
     }
 }

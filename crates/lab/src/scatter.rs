@@ -87,6 +87,10 @@ pub struct Agents {
     program: PathBuf,
     directory: PathBuf,
     children: Vec<Child>,
+    /// No guest's target is given: vmscatter chooses.
+    pub(crate) unpinned: bool,
+    /// Options for `migrate` besides.
+    pub(crate) options: Vec<String>,
 }
 
 impl Drop for Agents {
@@ -102,7 +106,13 @@ impl Agents {
     /// Makes keys and configurations, starts the agents, and waits until all listen.
     pub fn start(lab: &Lab, settings: &Settings) -> Result<Self> {
         let directory = lab.directory().to_owned();
-        let mut agents = Self { program: settings.vmscatter.clone(), directory, children: Vec::new() };
+        let mut agents = Self {
+            program: settings.vmscatter.clone(),
+            directory,
+            children: Vec::new(),
+            unpinned: false,
+            options: Vec::new(),
+        };
         let keys = agents.directory.join("keys");
         let hosts: Vec<&Host> = std::iter::once(&lab.source).chain(&lab.targets).collect();
         let mut command = Command::new(&agents.program);
@@ -212,6 +222,19 @@ impl Agents {
         Ok((arrivals, outcome.scatter.distinct_nonzero_bytes))
     }
 
+    /// Runs `vmscatter scan` for all guests; what they hold is saved to `out`.
+    pub(crate) fn scan(&self, session: &Session, out: &Path) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("scan").arg("--agent").arg(socket(&session.lab.source)).arg("--out").arg(out);
+        for guest in &session.guests {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
+        }
+        let output = self.run_command(&session.lab.source, &mut command)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "vmscatter scan: {}: {}", output.status, stderr.trim());
+        Ok(())
+    }
+
     /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.
     fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
         let paths = ["migrate.out", "migrate.err"].map(|name| self.directory.join(name));
@@ -226,7 +249,7 @@ impl Agents {
                 child.kill()?;
                 child.wait()?;
                 let stderr = fs::read_to_string(&paths[1]).unwrap_or_default();
-                bail!("vmscatter migrate did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
+                bail!("vmscatter did not end within {MIGRATE_TIMEOUT:?}: {}", stderr.trim());
             }
             thread::sleep(LOOK_INTERVAL);
         };
@@ -235,16 +258,34 @@ impl Agents {
 
     /// `vmscatter migrate` with agent, targets and guests; what else is wanted can be added.
     pub(crate) fn command(&self, session: &Session, settings: &Settings) -> Result<Command> {
+        self.command_of("migrate", session, settings)
+    }
+
+    /// The same for `vmscatter migrate` or `plan`.
+    pub(crate) fn command_of(&self, what: &str, session: &Session, settings: &Settings) -> Result<Command> {
         let mut command = Command::new(&self.program);
-        command.arg("migrate").arg("--agent").arg(socket(&session.lab.source));
+        command.arg(what).arg("--agent").arg(socket(&session.lab.source));
         for host in &session.lab.targets[..settings.hosts] {
             command.arg("--to").arg(format!("{}={}:{PORT}", host.name, host.link.address));
         }
         for (index, guest) in session.guests.iter().enumerate() {
             command.arg("--guest").arg(guest.file.write(&self.directory)?);
+            if self.unpinned {
+                continue;
+            }
             // The same places as off-the-shelf, so that the figures compare the transfer alone.
             let target = &session.target_of(index, settings.hosts).name;
             command.arg("--vm").arg(format!("{}={target}", guest.file.name));
+        }
+        Ok(command)
+    }
+
+    /// `vmscatter scan` with agent and guests, its outcome as JSON; what else is wanted can be added.
+    pub(crate) fn scan_command(&self, lab: &Lab, guests: &[Guest]) -> Result<Command> {
+        let mut command = Command::new(&self.program);
+        command.args(["scan", "--json", "--agent"]).arg(socket(&lab.source));
+        for guest in guests {
+            command.arg("--guest").arg(guest.file.write(&self.directory)?);
         }
         Ok(command)
     }
@@ -257,7 +298,7 @@ impl Agents {
         hold: Option<&Path>,
     ) -> Result<Command> {
         let mut command = self.command(session, settings)?;
-        command.args(["--compress", if mode == Mode::ScatterCm { "zstd" } else { "none" }, "--json"]);
+        command.args(["--compress", mode.compress(), "--json"]).args(&self.options);
         if let Some(hold) = hold {
             fs::create_dir_all(hold)?;
             command.arg("--hold-before-cont").arg(hold);

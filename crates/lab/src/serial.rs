@@ -220,7 +220,12 @@ fn take(bytes: &[u8], line: usize, partial: &mut Vec<u8>, state: &mut State) {
 
 /// Whether every tick from 0 on arrived once and in its place.
 pub fn is_gapless(ticks: &[Tick]) -> bool {
-    ticks.iter().enumerate().all(|(index, tick)| tick.sequence == index as u64)
+    ticks.first().is_none_or(|tick| tick.sequence == 0) && is_gapless_from_first(ticks)
+}
+
+/// The same from the first tick that was seen, whichever that is.
+pub fn is_gapless_from_first(ticks: &[Tick]) -> bool {
+    ticks.windows(2).all(|pair| pair[1].sequence == pair[0].sequence + 1)
 }
 
 /// The time from the source's last tick to the target's first; None before the guest has ticked there.
@@ -260,6 +265,8 @@ mod tests {
     fn lost_and_repeated_ticks_are_seen() {
         assert!(!is_gapless(&feed(&[(b"T 0\nT 2\n", 0)]).ticks));
         assert!(!is_gapless(&feed(&[(b"T 0\nT 1\n", 0), (b"T 1\nT 2\n", 1)]).ticks));
+        let late = feed(&[(b"T 7\nT 8\n", 0)]).ticks;
+        assert!(!is_gapless(&late) && is_gapless_from_first(&late));
     }
 
     #[test]

@@ -46,6 +46,11 @@ impl Mode {
         }
     }
 
+    /// What it is for `--compress`.
+    pub(crate) fn compress(self) -> &'static str {
+        if self == Self::ScatterCm { "zstd" } else { "none" }
+    }
+
     /// Whether the vmscatter program is needed.
     pub fn needs_vmscatter(self) -> bool {
         matches!(self, Self::Scatter | Self::ScatterCm)
@@ -126,6 +131,8 @@ pub struct Session {
     pub guests: Vec<Guest>,
     /// The hosts.
     pub lab: Lab,
+    /// Each guest's target, from 0; None: guest i goes to host i mod the number of hosts.
+    pub placement: Option<Vec<usize>>,
 }
 
 /// A guest that runs at its target.
@@ -163,7 +170,7 @@ impl Session {
     /// Lays out the lab, boots all guests on its source host, and makes sure that their load is what is promised.
     pub fn boot(settings: &Settings, assets: &Assets, progress: &Progress) -> Result<Self> {
         let lab = Lab::new(settings.hosts, &settings.rate)?;
-        let mut session = Self { guests: Vec::new(), lab };
+        let mut session = Self { guests: Vec::new(), lab, placement: None };
         progress.step(&format!("booting {} guests of {} MiB", settings.guests, settings.guest.memory_mib));
         for number in 1..=settings.guests {
             let file = GuestFile::new(number, assets, &settings.guest);
@@ -188,19 +195,31 @@ impl Session {
 
     /// The host that guest number `index`, from 0, goes to: the same in every mode.
     pub fn target_of(&self, index: usize, hosts: usize) -> &Host {
-        &self.lab.targets[index % hosts]
+        let target = self.placement.as_ref().map_or(index % hosts, |placement| placement[index]);
+        &self.lab.targets[target]
     }
 
     /// Moves all guests and measures. The guests' QEMUs end with the session.
     ///
     /// An error if the run as a whole could not be done; a guest that fails alone is a row that says so.
     pub fn run(self, mode: Mode, settings: &Settings, progress: &Progress) -> Result<Run> {
-        let drivers =
+        let agents =
             mode.needs_vmscatter().then(|| scatter::Agents::start(&self.lab, settings)).transpose()?;
+        self.run_with(agents.as_ref(), mode, settings, progress)
+    }
+
+    /// The same with agents that run already; None off the shelf.
+    pub(crate) fn run_with(
+        &self,
+        agents: Option<&scatter::Agents>,
+        mode: Mode,
+        settings: &Settings,
+        progress: &Progress,
+    ) -> Result<Run> {
         let before = self.bytes(settings.hosts)?;
         progress.step(&format!("{}: moving {} guests", mode.name(), self.guests.len()));
         let start = Start::now()?;
-        let (arrivals, distinct_nonzero_bytes) = match &drivers {
+        let (arrivals, distinct_nonzero_bytes) = match agents {
             None => (baseline::migrate_all(&self, mode, settings, progress)?, None),
             Some(agents) => {
                 let (arrivals, bytes) = agents.migrate_all(&self, mode, settings, progress)?;
@@ -283,7 +302,10 @@ fn check(guest: &Guest, arrival: &Result<Arrival>, target: &str, from: Instant, 
     let ticked = guest.serial.wait_ticks(1, TICKS_TO_SEE, TICKS_WITHIN);
     let checked = guest.check();
     let ticks = guest.serial.ticks();
-    let gapless = serial::is_gapless(&ticks);
+    let gapless = match guest.restored {
+        false => serial::is_gapless(&ticks),
+        true => serial::is_gapless_from_first(&ticks),
+    };
     row.running = ticked && gapless;
     row.verified = checked.is_ok() && arrival.digests_agree && arrival.ram_equal != Some(false);
     row.ram_equal = arrival.ram_equal;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use vmscatter_core::placement::{
     DeliveryTree, Effort, HolderGroup, HolderGroups, Problem, TargetCapacity, TargetId, VmDemand, cost,
     greedy, solve,
@@ -32,7 +33,7 @@ pub(crate) fn run(checks: &mut Checks) {
         held(&sketch) / VMS as f64 / SKETCH as f64,
     );
     println!(
-        "{:22} {:>10} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>8} {:>9}",
+        "{:22} {:>10} {:>10} {:>10} {:>10} {:>10} {:>12} {:>12} {:>8} {:>8} {:>9}",
         "contents in millions",
         "no sharing",
         "even",
@@ -42,6 +43,7 @@ pub(crate) fn run(checks: &mut Checks) {
         "search/bound",
         "greedy/bound",
         "s",
+        "CPU s",
         "peak MiB"
     );
     let even = vec![TargetCapacity { name: "host", free_bytes: 256 * GIB, vms_max: Some(10) }; HOSTS];
@@ -77,10 +79,10 @@ fn place(
         group_addresses: 16,
     };
     fs::write("/proc/self/clear_refs", "5").expect("Linux with /proc");
-    let start = Instant::now();
-    let solution =
-        solve(&problem, Effort::default(), &mut || start.elapsed() > SEARCH_TIME).expect("there is room");
-    let time = start.elapsed();
+    let (start, cpu_start) = (Instant::now(), cpu_time());
+    let solution = solve(&problem, Effort::default(), &mut || cpu_time() - cpu_start > SEARCH_TIME)
+        .expect("there is room");
+    let (time, cpu) = (start.elapsed(), cpu_time() - cpu_start);
     let peak = status_bytes("VmHWM:");
     let greedy = greedy(&problem).expect("there is room");
     let even: Vec<TargetId> = (0..VMS).map(|vm| TargetId((vm % HOSTS) as u8)).collect();
@@ -90,7 +92,7 @@ fn place(
     let [spread, filled, found] = costs(sketch);
     let (bound, millions) = (solution.bound as f64, |contents: f64| contents / 1e6);
     println!(
-        "{name:22} {:10.1} {:10.1} {:10.1} {:10.1} {:10.1} {:12.3} {:12.3} {:8.2} {:9.0}",
+        "{name:22} {:10.1} {:10.1} {:10.1} {:10.1} {:10.1} {:12.3} {:12.3} {:8.2} {:8.2} {:9.0}",
         millions(held(sketch)),
         millions(spread as f64),
         millions(filled as f64),
@@ -99,6 +101,7 @@ fn place(
         found as f64 / bound,
         filled as f64 / bound,
         time.as_secs_f64(),
+        cpu.as_secs_f64(),
         peak as f64 / (1 << 20) as f64,
     );
     let [spread, filled, found] = costs(unseen);
@@ -177,6 +180,10 @@ impl Fleet {
         groups.shared.sort_unstable_by(|a, b| a.vms.cmp(&b.vms));
         groups
     }
+}
+
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("Linux has this clock").into()
 }
 
 fn status_bytes(field: &str) -> u64 {

@@ -1,4 +1,5 @@
-//! How good placements are, and how fast they are found: `cargo bench -p vmscatter-core --bench placement`.
+//! How good placements are, and how fast they are found: `cargo bench -p vmscatter-core --bench placement
+//! [-- small|structured|fleet]`.
 //!
 //! 1. The exact search against brute force, on random problems with constraints.
 //! 2. Twelve VMs that share in several ways, spread evenly over 2, 3, 4 and 6 targets: VMScatter's greedy placement, the
@@ -17,9 +18,14 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut checks = Checks::default();
-    small::run(&mut checks);
-    structured::run(&mut checks);
-    fleet::run(&mut checks);
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let parts: [(&str, fn(&mut Checks)); 3] =
+        [("small", small::run), ("structured", structured::run), ("fleet", fleet::run)];
+    for (name, run) in parts {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            run(&mut checks);
+        }
+    }
     checks.print()
 }
 

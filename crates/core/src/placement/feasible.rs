@@ -22,7 +22,9 @@ pub fn even_vms_max(problem: &Problem) -> Result<u32, PlacementError> {
         vms_max: rules.vms_max.iter().map(|max| limit.min(*max)).collect(),
         ..rules.clone()
     };
-    let (mut low, mut high) = (rules.vms().div_ceil(rules.targets()) as u32, rules.vms() as u32);
+    let pinned = |target: usize| rules.pinned.iter().filter(|pin| **pin == Some(target as u8)).count();
+    let pinned = (0..rules.targets()).map(pinned).max().unwrap_or(0);
+    let (mut low, mut high) = (rules.vms().div_ceil(rules.targets()).max(pinned) as u32, rules.vms() as u32);
     if low == high || is_feasible(&with(low), effort) {
         return Ok(low);
     }

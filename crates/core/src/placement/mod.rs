@@ -3,7 +3,6 @@
 mod bound;
 mod cost;
 mod delivery;
-mod egress;
 mod exact;
 mod feasible;
 mod greedy;

@@ -2,11 +2,14 @@
 
 use std::cmp::Reverse;
 
+use super::bound::Rooms;
 use super::model::{Load, Rules};
 use super::sample::Random;
 
 /// Orders of the VMs that are tried.
 const ORDERS_MAX: u64 = 200;
+/// Orders that are tried for each number of targets, where few are wanted.
+const FEW_ORDERS_MAX: u64 = 12;
 /// VMs that are tried in another's place, over all of one packing.
 const EJECTIONS_MAX: u32 = 20_000;
 /// VMs that one VM may push on, each the next.
@@ -34,9 +37,27 @@ enum Choice {
 /// # Errors
 /// The fewest that were left over. That is no proof that there is no packing.
 pub(super) fn pack(rules: &Rules, seed: u64) -> Result<Vec<u8>, LeftOver> {
+    pack_in_orders(rules, seed, ORDERS_MAX)
+}
+
+/// Packs all VMs into as few targets as it can: the largest, and those to which VMs are pinned.
+pub(super) fn pack_few(rules: &Rules, seed: u64) -> Option<Vec<u8>> {
+    let mut targets: Vec<usize> = (0..rules.targets()).collect();
+    let is_pinned = |target: usize| rules.pinned.contains(&Some(target as u8));
+    targets.sort_by_key(|target| Reverse((is_pinned(*target), rules.free[*target], rules.vms_max[*target])));
+    let all: Vec<u16> = (0..rules.vms() as u16).collect();
+    let fewest = Rooms::new(rules).needed(&all).targets;
+    (fewest..=targets.len()).find_map(|count| {
+        let mut some = rules.clone();
+        targets[count..].iter().for_each(|target| some.vms_max[*target] = 0);
+        pack_in_orders(&some, seed, FEW_ORDERS_MAX).ok()
+    })
+}
+
+fn pack_in_orders(rules: &Rules, seed: u64, orders: u64) -> Result<Vec<u8>, LeftOver> {
     let mut random = Random::new(seed);
     let mut fewest: Option<LeftOver> = None;
-    for attempt in 0..ORDERS_MAX {
+    for attempt in 0..orders {
         let mut packing = Packing::with_pins(rules);
         let mut order: Vec<usize> = (0..rules.vms()).filter(|vm| rules.pinned[*vm].is_none()).collect();
         if attempt >= 4 {

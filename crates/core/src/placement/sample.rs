@@ -20,6 +20,7 @@ pub(super) struct Sample {
     /// For each VM, where its groups begin, and one more.
     vm_starts: Vec<u32>,
     vm_groups: Vec<u32>,
+    is_whole: bool,
 }
 
 impl Sample {
@@ -30,7 +31,7 @@ impl Sample {
     fn within(groups: &HolderGroups, groups_max: usize, members_max: usize) -> Self {
         let mut threshold = 1u64;
         let kept = |at: usize, contents: u64, threshold: u64| {
-            contents >= threshold || splitmix(at as u64) % threshold < contents
+            threshold == 1 || contents >= threshold || splitmix(at as u64) % threshold < contents
         };
         loop {
             let (mut count, mut members) = (0, 0);
@@ -52,10 +53,15 @@ impl Sample {
             members: Vec::new(),
             vm_starts: vec![0; groups.vms() + 1],
             vm_groups: Vec::new(),
+            is_whole: threshold == 1,
         };
         for (at, group) in groups.shared.iter().enumerate() {
-            if group.contents > 0 && kept(at, group.contents, threshold) {
-                sample.contents.push(group.contents.max(threshold));
+            if kept(at, group.contents, threshold) {
+                sample.contents.push(if threshold == 1 {
+                    group.contents
+                } else {
+                    group.contents.max(threshold)
+                });
                 sample.members.extend(&group.vms);
                 sample.starts.push(sample.members.len() as u32);
             }
@@ -85,6 +91,11 @@ impl Sample {
 
     pub(super) fn groups(&self) -> usize {
         self.contents.len()
+    }
+
+    /// Whether nothing was left out.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// What a VM holds, alone or not.

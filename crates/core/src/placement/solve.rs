@@ -1,11 +1,10 @@
 //! One placement out of several algorithms, with the bound beside it.
 
-use super::egress;
 use super::exact::{self, ExactError};
 use super::feasible::{check, why_not};
 use super::greedy::greedy as fill_greedily;
 use super::model::Model;
-use super::pack::pack;
+use super::pack::{pack, pack_few};
 use super::problem::{PlacementError, Problem};
 use super::{TargetId, TargetSet, bound, cost, egress_contents, search};
 
@@ -23,7 +22,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { exact_steps_max: 300_000_000, rounds: 2_000, seed: 0 }
+        Effort { exact_steps_max: 300_000_000, rounds: 3_000, seed: 0 }
     }
 }
 
@@ -74,21 +73,20 @@ pub fn solve(
     let model = Model::new(problem)?;
     check(problem, &model.rules)?;
     let exact = exact::solve(&model, effort.exact_steps_max, stop);
-    let (mut placed, method) = match exact {
+    let (placed, method) = match exact {
         Ok(placed) => (placed, Method::Exact),
         Err(ExactError::Infeasible) => return Err(why_not(problem, &model.rules, effort)),
         Err(ExactError::TooLarge | ExactError::Stopped) => {
-            let packed = pack(&model.rules, effort.seed);
-            let greedy = fill_greedily(&model);
-            let starts: Vec<Vec<u8>> = packed.ok().into_iter().chain(greedy).collect();
+            let few = problem.few_targets.then(|| pack_few(&model.rules, effort.seed)).flatten();
+            let others = fill_greedily(&model).into_iter().chain(pack(&model.rules, effort.seed).ok());
+            let starts: Vec<Vec<u8>> = few.into_iter().chain(others).collect();
             if starts.is_empty() {
                 return Err(why_not(problem, &model.rules, effort));
             }
             (search::solve(&model, &starts, effort, stop), Method::LocalSearch)
         }
     };
-    egress::improve(&model, &mut placed);
-    let placement: Vec<TargetId> = placed.into_iter().map(TargetId).collect();
+    let placement: Vec<TargetId> = search::lessen_egress(&model, placed).into_iter().map(TargetId).collect();
     let cost = cost(problem.groups, problem.tree, &placement);
     Ok(Solution {
         cost,

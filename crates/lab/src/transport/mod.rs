@@ -7,7 +7,9 @@
 
 pub mod peer;
 mod process;
+mod rivals;
 mod scenario;
 mod table;
 
+pub use rivals::Rival;
 pub use scenario::{Options, Scenario, run};

@@ -10,11 +10,12 @@ use serde::Serialize;
 
 use super::peer::{SourceResult, TargetResult};
 use super::process::{TcpFlow, run_peers, task};
+use super::rivals::{self, Rival};
 use crate::host::Lab;
 use crate::progress::Progress;
 
 /// Receivers of every scenario.
-const TARGETS: usize = 3;
+pub(super) const TARGETS: usize = 3;
 const RATE: &str = "1gbit";
 const SLOW_RATE: &str = "100mbit";
 /// A TCP flow has the link to itself for this long, and is measured over the latter half.
@@ -32,13 +33,16 @@ pub enum Scenario {
     Loss5,
     /// A TCP flow from the source to the first receiver
     Tcp,
+    /// A TCP flow from another host to the first receiver
+    TcpCross,
     /// One receiver at 100 Mbit/s
     Slow,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 5] = [Self::Loss0, Self::Loss1, Self::Loss5, Self::Tcp, Self::Slow];
+    pub const ALL: [Scenario; 6] =
+        [Self::Loss0, Self::Loss1, Self::Loss5, Self::Tcp, Self::TcpCross, Self::Slow];
 
     fn loss_per_mille(self) -> u32 {
         match self {
@@ -58,6 +62,8 @@ pub struct Options {
     pub bytes: u64,
     /// Bytes a second; `None`: congestion control.
     pub bandwidth: Option<u64>,
+    /// To be compared with, in the scenarios of loss.
+    pub rivals: Vec<Rival>,
 }
 
 /// One run of vmscatter's transport.
@@ -77,14 +83,23 @@ pub(super) struct Run {
 
 /// Runs the scenarios one after another and prints a table; `false` if something did not arrive as it was sent.
 pub fn run(options: &Options) -> Result<bool> {
-    let lab = Lab::new(TARGETS, RATE)?;
+    // One more, for traffic that is not ours.
+    let lab = Lab::new(TARGETS + 1, RATE)?;
     let progress = Progress::default();
-    let mut runs = Vec::new();
+    let (mut runs, mut rival_runs) = (Vec::new(), Vec::new());
+    let material = rivals::Material::new(if options.rivals.is_empty() { 0 } else { options.bytes })?;
     for scenario in &options.scenarios {
         progress.step(&format!("{scenario:?}"));
         runs.push(run_one(&lab, *scenario, options)?);
+        if matches!(scenario, Scenario::Loss0 | Scenario::Loss1 | Scenario::Loss5) {
+            for rival in &options.rivals {
+                progress.step(&format!("{scenario:?} {rival:?}"));
+                rival_runs.push((*scenario, rival.run(&lab, &material)?));
+            }
+        }
     }
     print!("{}", super::table::table(&runs));
+    print!("{}", rivals::table(&rival_runs, &material));
     let good = |run: &Run| run.targets.iter().all(|target| target.wrong_frames == 0);
     Ok(runs.iter().all(good))
 }
@@ -99,6 +114,7 @@ fn run_one(lab: &Lab, scenario: Scenario, options: &Options) -> Result<Run> {
     task.bandwidth = options.bandwidth;
     let flow = match scenario {
         Scenario::Tcp => Some(TcpFlow::start(&lab.source, &lab.targets[0])?),
+        Scenario::TcpCross => Some(TcpFlow::start(&lab.targets[TARGETS], &lab.targets[0])?),
         _ => None,
     };
     let alone = flow.as_ref().map(|flow| {

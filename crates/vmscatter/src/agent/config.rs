@@ -333,6 +333,15 @@ fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String
 /// # Errors
 /// One line that names the file: unreadable, too long, or not UTF-8.
 pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, BadInput> {
+    let bytes = read_bytes_bounded(path, bytes_max)?;
+    String::from_utf8(bytes).map_err(|_| BadInput::file(path, "is not UTF-8 text"))
+}
+
+/// A file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// One line that names the file: unreadable or too long.
+pub fn read_bytes_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, BadInput> {
     use std::io::Read;
     let open = std::fs::File::open(path);
     let mut bytes = Vec::new();
@@ -341,7 +350,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, BadInput> {
     if bytes.len() as u64 > bytes_max {
         return Err(BadInput::file(path, format!("longer than {bytes_max} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| BadInput::file(path, "is not UTF-8 text"))
+    Ok(bytes)
 }
 
 /// An operating system's error in words, without Rust's `(os error N)`.

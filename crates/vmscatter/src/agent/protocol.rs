@@ -51,7 +51,7 @@ pub struct TargetSpec {
     pub addr: SocketAddr,
 }
 
-/// A guest file as the command line has read it.
+/// A guest file, or a topology file, as the command line has read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestText {
@@ -72,6 +72,9 @@ pub struct MigrateRequest {
     /// Which guests may go where.
     #[serde(default)]
     pub rules: PlacementRules,
+    /// The network between this host and the targets, as a topology file; `None`: one switch.
+    #[serde(default)]
+    pub topology: Option<GuestText>,
     /// How frames are compressed.
     #[serde(default)]
     pub compress: Compression,
@@ -97,12 +100,15 @@ pub struct PlanRequest {
     /// Which guests may go where.
     #[serde(default)]
     pub rules: PlacementRules,
+    /// The network between this host and the targets, as a topology file; `None`: one switch.
+    #[serde(default)]
+    pub topology: Option<GuestText>,
     /// How frames would be compressed.
     #[serde(default)]
     pub compress: Compression,
     /// Bits per second that could leave this host for all targets together.
     pub bandwidth_bits: Option<u64>,
-    /// Percent of this host's processors that collecting may take.
+    /// What collecting may take of this host's processors, in percent.
     #[serde(default = "all_percent")]
     pub collect_cpu_percent: u8,
 }
@@ -423,6 +429,7 @@ mod tests {
                 apart: vec![vec!["vm1".into(), "vm2".into()]],
                 ..PlacementRules::default()
             },
+            topology: None,
             compress: Compression::Zstd { level: 1 },
             bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
             parallel: Some(1),

@@ -27,6 +27,16 @@ pub struct Entry {
     pub measured: Measured,
 }
 
+/// What is known for the next migration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// The last migration of its kind, else of the other.
+    pub last: Entry,
+    /// What the link was seen to carry, by the last migration of either kind, in bytes a second; `None` where an operator's
+    /// limit kept both below what it could. One that compresses may never fill the link.
+    pub link_bytes_per_s: Option<f64>,
+}
+
 /// The last migration of each kind: what compresses has other speeds than what does not.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -41,10 +51,14 @@ impl Speeds {
         Speeds { path: dir.join(FILE), writing: Mutex::default() }
     }
 
-    /// What the last migration has measured that compressed, or did not; else the last of the other kind.
-    pub fn last(&self, compressed: bool) -> Option<Entry> {
+    /// What is known for a migration that compresses, or does not.
+    pub fn known(&self, compressed: bool) -> Option<Known> {
         let kept = self.read();
-        if compressed { kept.compressed.or(kept.plain) } else { kept.plain.or(kept.compressed) }
+        let last = if compressed { kept.compressed.or(kept.plain) } else { kept.plain.or(kept.compressed) };
+        let entries = [kept.plain, kept.compressed].into_iter().flatten();
+        let links = entries.map(|entry| entry.measured).filter(|measured| !measured.link_was_given);
+        let link = links.map(|measured| measured.link_bytes_per_s).fold(0.0, f64::max);
+        last.map(|last| Known { last, link_bytes_per_s: (link > 0.0).then_some(link) })
     }
 
     /// Keeps what a migration has measured.
@@ -87,16 +101,31 @@ mod tests {
     fn the_last_of_each_kind_is_kept_and_noise_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let speeds = Speeds::in_dir(dir.path());
-        assert_eq!(speeds.last(false), None);
+        assert_eq!(speeds.known(false), None);
         let measured = |link_bytes_per_s| Measured { link_bytes_per_s, ..Measured::default() };
         speeds.keep(false, &measured(1.0));
-        assert_eq!(speeds.last(true).unwrap().measured, measured(1.0));
+        assert_eq!(speeds.known(true).unwrap().last.measured, measured(1.0));
         speeds.keep(true, &measured(2.0));
         speeds.keep(false, &measured(3.0));
         let again = Speeds::in_dir(dir.path());
-        assert_eq!(again.last(true).unwrap().measured, measured(2.0));
-        assert_eq!(again.last(false).unwrap().measured, measured(3.0));
+        assert_eq!(again.known(true).unwrap().last.measured, measured(2.0));
+        assert_eq!(again.known(false).unwrap().last.measured, measured(3.0));
         std::fs::write(dir.path().join(FILE), "{").unwrap();
-        assert_eq!(again.last(false), None);
+        assert_eq!(again.known(false), None);
+    }
+
+    #[test]
+    fn the_link_is_what_either_kind_has_seen_without_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let speeds = Speeds::in_dir(dir.path());
+        let link = || speeds.known(true).unwrap().link_bytes_per_s;
+        let limited =
+            |link_bytes_per_s| Measured { link_bytes_per_s, link_was_given: true, ..Measured::default() };
+        speeds.keep(false, &limited(9.0));
+        assert_eq!(link(), None);
+        speeds.keep(true, &Measured { link_bytes_per_s: 2.0, ..Measured::default() });
+        assert_eq!(link(), Some(2.0));
+        speeds.keep(false, &Measured { link_bytes_per_s: 5.0, ..Measured::default() });
+        assert_eq!(link(), Some(5.0));
     }
 }

@@ -20,7 +20,7 @@ use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{LocalReply, LocalRequest, REPLY_BYTES_MAX};
 use crate::report::event::{JobEvent, JobOutcome};
 use crate::report::outcome::Exit;
-use crate::report::plan;
+use crate::report::plan::{self, PlanOutcome};
 use crate::report::progress::ProgressView;
 use crate::report::summary;
 
@@ -145,6 +145,13 @@ async fn follow(
     {
         out.write(&bytes).map_err(|bad| Failure::Other(bad.into()))?;
     }
+    show(&outcome, view)?;
+    Ok(outcome.exit())
+}
+
+/// Shows a plan that no agent has made.
+pub(super) fn show_plan(outcome: PlanOutcome, view: View) -> Result<Exit, Failure> {
+    let outcome = JobOutcome::Plan(Box::new(outcome));
     show(&outcome, view)?;
     Ok(outcome.exit())
 }

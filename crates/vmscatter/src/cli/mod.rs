@@ -19,7 +19,9 @@ use crate::agent;
 use crate::agent::config::AgentConfig;
 use crate::agent::input::BadInput;
 use crate::agent::local::LineError;
+use crate::plan;
 use crate::report::outcome::Exit;
+use crate::report::plan::PlanOutcome;
 use options::{Command, KeysCommand, Options};
 use out_file::OutFile;
 
@@ -83,6 +85,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Migrate(options) => {
             let request = request::migrate(&options)?;
             client::run(&options.agent.socket, request, client::View::of(&options.view, options.detach), None)
+        }
+        Command::Plan(options) if !options.files.is_empty() => {
+            let plan = plan::saved::plan(&request::plan_saved(&options)?)?;
+            client::show_plan(PlanOutcome::of(plan), client::View::of(&options.view, false))
         }
         Command::Plan(options) => {
             let request = request::plan(&options)?;

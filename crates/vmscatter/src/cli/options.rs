@@ -162,6 +162,9 @@ pub(super) struct PlacementOptions {
     /// Use as few targets as their memory allows.
     #[arg(long)]
     pub(super) few_targets: bool,
+    /// The network between the hosts: contents are kept off its dear links.
+    #[arg(long, value_name = "FILE")]
+    pub(super) topology: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -4,14 +4,17 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use super::options::{MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
-use super::units::{Host, TargetOption};
-use crate::agent::config::os_text;
+use super::units::{Host, SavedTarget, TargetOption};
+use crate::agent::config::{os_text, read_bounded};
 use crate::agent::guest_file::GuestFile;
 use crate::agent::input::BadInput;
 use crate::agent::protocol::{
     GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
     TargetSpec,
 };
+use crate::plan::place::Target;
+use crate::plan::saved::Question;
+use crate::topology_file::{self, TOPOLOGY_FILE_BYTES_MAX};
 
 /// # Errors
 /// One line on what is wrong and where.
@@ -22,6 +25,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         guests,
         targets,
         rules: rules(&options.placement),
+        topology: topology(&options.placement)?,
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
@@ -41,6 +45,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<LocalRequest, BadInput> {
         guests: read_guests(&options.guests)?,
         targets: options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?,
         rules: rules(&options.placement),
+        topology: topology(&options.placement)?,
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         collect_cpu_percent: options.collect.cpu_percent,
@@ -49,7 +54,34 @@ pub(super) fn plan(options: &PlanOptions) -> Result<LocalRequest, BadInput> {
     Ok(LocalRequest::Plan(request))
 }
 
-pub(super) fn rules(options: &PlacementOptions) -> PlacementRules {
+/// A plan from files, which needs no agent.
+///
+/// # Errors
+/// One line on what is wrong and where.
+pub(super) fn plan_saved(options: &PlanOptions) -> Result<Question, BadInput> {
+    let target = |target: &SavedTarget| Target {
+        name: target.name.clone(),
+        free_bytes: target.memory_bytes.unwrap_or(u64::MAX),
+    };
+    Ok(Question {
+        files: options.files.clone(),
+        targets: options.hosts.iter().map(target).collect(),
+        rules: rules(&options.placement),
+        bandwidth_bits: options.bandwidth,
+        topology: topology(&options.placement)?,
+    })
+}
+
+/// The topology file's text, once it is known to be one.
+fn topology(options: &PlacementOptions) -> Result<Option<GuestText>, BadInput> {
+    let Some(path) = &options.topology else { return Ok(None) };
+    let text = read_bounded(path, TOPOLOGY_FILE_BYTES_MAX)?;
+    let origin = path.display().to_string();
+    topology_file::parse(&text, &origin)?;
+    Ok(Some(GuestText { origin, text }))
+}
+
+fn rules(options: &PlacementOptions) -> PlacementRules {
     PlacementRules {
         pins: options.pins.clone(),
         apart: options.apart.iter().map(|group| group.0.clone()).collect(),

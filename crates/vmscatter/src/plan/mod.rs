@@ -1,13 +1,18 @@
 //! Which guest goes to which target, and what moving them will cost: the same for guests that run and for fingerprints that
 //! were saved.
+//!
+//! - [`place`]: the choice of targets, which `migrate` makes too; [`network`]: what it costs to reach them
+//! - [`saved`]: plans from files
 
+pub mod network;
 pub mod place;
+pub mod saved;
 
 use std::time::{Duration, Instant};
 
-use vmscatter_core::placement::{DeliveryTree, PlacementError, Solution, TargetId};
+use vmscatter_core::placement::{PlacementError, Solution, TargetId};
 use vmscatter_core::predict::{
-    Bytes, Compressed, Inventory, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
+    Bytes, Compressed, Inventory, Measured, Pace, PhaseTimes, Volume, Wire, off_the_shelf_bytes,
 };
 use vmscatter_core::schedule::Classes;
 
@@ -15,12 +20,15 @@ use crate::agent::speeds;
 use crate::report::outcome::PlacementOutcome;
 use crate::report::plan::{
     Alternative, BetweenHosts, Plan, PlanClass, PlanClasses, PlanGuest, PlanRate, PlanSource, PlanTarget,
-    Prediction, RateOrigin,
+    Prediction, RateOrigin, TopologyReport,
 };
+use network::Network;
 use place::{Candidates, GROUPS_MAX, Target, choose};
 
 /// What the link is taken to carry until it has been measured: 1 Gbit/s.
 pub const LINK_BYTES_PER_S: f64 = 125e6;
+/// What an MTU is taken to be that nobody tells.
+pub const MTU_DEFAULT: u32 = 1500;
 /// Targets that are tried to leave out; with more, those that receive least.
 const LEFT_OUT_MAX: usize = 8;
 
@@ -45,6 +53,8 @@ pub struct Input {
     pub compressed: Compressed,
     /// How fast things go.
     pub speed: Speed,
+    /// What it costs to bring contents to the targets.
+    pub network: Network,
 }
 
 /// A host that guests leave.
@@ -64,33 +74,37 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// From `--bandwidth`, else from what the last migration has measured, else assumed.
-    pub fn of(bandwidth_bits: Option<u64>, last: Option<speeds::Entry>) -> Speed {
-        let measured = last.map(|last| last.measured);
-        let link = measured.filter(|measured| !measured.link_was_given).map(|m| m.link_bytes_per_s);
-        let (link_bytes_per_s, origin) = match (bandwidth_bits, link.filter(|rate| *rate > 0.0)) {
+    /// From `--bandwidth`, else from what earlier migrations have measured, else assumed.
+    pub fn of(bandwidth_bits: Option<u64>, known: Option<speeds::Known>) -> Speed {
+        let (link_bytes_per_s, origin) = match (bandwidth_bits, known.and_then(|k| k.link_bytes_per_s)) {
             (Some(bits), _) => (bits as f64 / 8.0, RateOrigin::Given),
             (None, Some(rate)) => (rate, RateOrigin::Measured),
             (None, None) => (LINK_BYTES_PER_S, RateOrigin::Assumed),
         };
+        let measured = known.map(|known| match known.link_bytes_per_s {
+            Some(link_bytes_per_s) if !known.last.measured.link_was_given => {
+                Measured { link_bytes_per_s, ..known.last.measured }
+            }
+            _ => known.last.measured,
+        });
         Speed {
             pace: Pace { link_bytes_per_s, measured },
             rate: PlanRate {
                 bits_per_s: link_bytes_per_s * 8.0,
                 origin,
-                hosts_measured_unix_s: last.map(|last| last.unix_s),
+                hosts_measured_unix_s: known.map(|known| known.last.unix_s),
             },
         }
     }
 }
 
-/// Chooses targets and says what moving the guests there costs. `tree` is what it costs to bring a content to targets.
+/// Chooses targets and says what moving the guests there costs.
 ///
 /// # Errors
 /// The constraint that can't be met, with guest and target.
 pub fn make(input: &Input) -> Result<Plan, PlacementError> {
     let start = Instant::now();
-    let solution = place(input, &input.candidates)?;
+    let solution = place(input, &input.candidates, &input.network)?;
     let time = start.elapsed();
     let targets = &input.candidates.targets;
     let cost = Cost::of(input, &solution, targets.len(), time);
@@ -105,6 +119,7 @@ pub fn make(input: &Input) -> Result<Plan, PlacementError> {
         compressed: [input.compressed.shared, input.compressed.unique],
         one_less: one_less(input, &cost, time),
         one_more: one_more(input, time),
+        topology: topology(input, &solution),
         target_sets: cost.target_sets,
         sampled: input.sampled,
         sources: cost.sources,
@@ -113,8 +128,13 @@ pub fn make(input: &Input) -> Result<Plan, PlacementError> {
     })
 }
 
-fn place(input: &Input, candidates: &Candidates) -> Result<Solution, PlacementError> {
-    choose(candidates, &input.inventory.groups, &DeliveryTree::flat(candidates.targets.len()))
+fn place(input: &Input, candidates: &Candidates, network: &Network) -> Result<Solution, PlacementError> {
+    choose(candidates, &input.inventory.groups, network.tree())
+}
+
+fn topology(input: &Input, solution: &Solution) -> Option<TopologyReport> {
+    let nonzero: Vec<u64> = input.inventory.vms.iter().map(|vm| vm.total - vm.zero).collect();
+    input.network.report(&input.inventory.groups, &nonzero, &solution.placement)
 }
 
 fn placement_of(solution: &Solution) -> Vec<Option<TargetId>> {
@@ -196,26 +216,29 @@ fn one_less(input: &Input, cost: &Cost, place_time: Duration) -> Option<Alternat
     let without = |left_out: usize| {
         let mut candidates = input.candidates.clone();
         let name = candidates.targets.remove(left_out).name;
-        let solution = place(input, &candidates).ok()?;
+        let solution = place(input, &candidates, &input.network.without(left_out)).ok()?;
         Some((name, solution))
     };
     let tried = order.into_iter().take(LEFT_OUT_MAX).filter_map(without);
     let (name, solution) = tried.min_by_key(|(_, solution)| solution.cost)?;
     let cost = Cost::of(input, &solution, targets.len() - 1, place_time);
-    Some(Alternative { without: Some(name), predicted: cost.predicted })
+    Some(Alternative { without: Some(name), guests: 0, predicted: cost.predicted })
 }
 
 /// With a target that has the mean of the others' memory.
 fn one_more(input: &Input, place_time: Duration) -> Option<Alternative> {
+    let network = input.network.with_one_more()?;
     let mut candidates = input.candidates.clone();
     let targets = &mut candidates.targets;
     let sum: u128 = targets.iter().map(|target| u128::from(target.free_bytes)).sum();
     let free_bytes = (sum / targets.len().max(1) as u128) as u64;
     // No host has such a name.
     targets.push(Target { name: "one more target".into(), free_bytes });
-    let solution = place(input, &candidates).ok()?;
+    let solution = place(input, &candidates, &network).ok()?;
     let cost = Cost::of(input, &solution, candidates.targets.len(), place_time);
-    Some(Alternative { without: None, predicted: cost.predicted })
+    let added = candidates.targets.len() - 1;
+    let guests = solution.placement.iter().filter(|to| usize::from(to.0) == added).count() as u64;
+    Some(Alternative { without: None, guests, predicted: cost.predicted })
 }
 
 fn guests(input: &Input, solution: &Solution) -> Vec<PlanGuest> {

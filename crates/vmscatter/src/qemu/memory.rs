@@ -86,6 +86,8 @@ enum Backing {
     Shared {
         file: File,
         offset: u64,
+        /// Where QEMU has it mapped.
+        address: u64,
         /// Whether parts of it may be mapped here.
         mappable: bool,
     },
@@ -191,7 +193,9 @@ impl GuestMemory {
         show: &mut dyn FnMut(&[u8]),
     ) -> Result<bool, MemoryError> {
         let start = self.check(block, pages.start, pages.len() as u64)?;
-        let Backing::Shared { file, offset, mappable: true } = &self.backing[block] else { return Ok(false) };
+        let Backing::Shared { file, offset, mappable: true, .. } = &self.backing[block] else {
+            return Ok(false);
+        };
         let Some(view) = View::new(file, offset + start, pages.len() * PAGE_SIZE) else { return Ok(false) };
         show(view.bytes());
         Ok(true)
@@ -228,8 +232,10 @@ impl GuestMemory {
         let pages = first..first + count;
         match &self.backing[block] {
             Backing::Unknown => Err(MemoryError::Unreadable(self.blocks[block].name.clone())),
-            Backing::Shared { file, offset, .. } => {
-                Ok(data_ranges(file, *offset, pages).map_err(|source| self.failed(source))?)
+            Backing::Shared { file, offset, address, .. } => {
+                let touched =
+                    self.touched(address + start, pages.clone()).map_err(|source| self.failed(source))?;
+                shared_data(file, *offset, pages, &touched).map_err(|source| self.failed(source))
             }
             Backing::Private { anonymous: false, .. } => {
                 Ok(if count == 0 { Vec::new() } else { vec![pages] })
@@ -316,7 +322,7 @@ impl Backing {
         };
         if let Some((file, offset)) = shared_file(pid, address, found) {
             let mappable = offset % PAGE_SIZE as u64 == 0 && is_mappable(&file);
-            return Backing::Shared { file, offset, mappable };
+            return Backing::Shared { file, offset, address, mappable };
         }
         let anonymous = found.iter().all(|mapping| mapping.inode == 0 && !mapping.shared);
         Backing::Private { address, anonymous }
@@ -353,7 +359,31 @@ fn open_descriptor(pid: i32, mapping: &Mapping) -> Option<File> {
     })
 }
 
-/// The pages of `pages` (those of a block whose first byte is at `base`) that are not holes of the file.
+/// The pages of `pages` (those of a block whose first byte is at `base`) that are not holes of the file. Those that QEMU has
+/// touched are known not to be. Only the others are looked for in the file, where others may have written: the kernel looks
+/// for a hole's beginning page by page, and would do so through all that follows a window in a guest that is full.
+fn shared_data(
+    file: &File,
+    base: u64,
+    pages: Range<u32>,
+    touched: &[Range<u32>],
+) -> io::Result<Vec<Range<u32>>> {
+    let mut ranges = Vec::new();
+    let mut at = pages.start;
+    for known in touched {
+        for found in data_ranges(file, base, at..known.start)? {
+            push(&mut ranges, found);
+        }
+        push(&mut ranges, known.clone());
+        at = known.end;
+    }
+    for found in data_ranges(file, base, at..pages.end)? {
+        push(&mut ranges, found);
+    }
+    Ok(ranges)
+}
+
+/// The pages of `pages` that are not holes of the file.
 fn data_ranges(file: &File, base: u64, pages: Range<u32>) -> io::Result<Vec<Range<u32>>> {
     let page = PAGE_SIZE as u64;
     let end = base + u64::from(pages.end) * page;

@@ -50,6 +50,8 @@ pub struct Plan {
     pub one_less: Option<Alternative>,
     /// With one target more, which has the mean of the others' free memory.
     pub one_more: Option<Alternative>,
+    /// What each tier of the network carries, with a topology.
+    pub topology: Option<TopologyReport>,
     /// Target sets of several members.
     pub target_sets: u64,
     /// The figures are estimates from a sample of the contents.
@@ -142,7 +144,7 @@ pub struct BetweenHosts {
 pub enum RateOrigin {
     /// `--bandwidth`.
     Given,
-    /// This agent's last migration.
+    /// This agent's last migrations.
     Measured,
     /// Nobody has said or measured it.
     Assumed,
@@ -173,11 +175,39 @@ pub struct Prediction {
     pub times: PhaseTimes,
 }
 
+/// Bytes of pages (without headers, uncompressed) over the links of a topology, in three ways of moving the guests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TopologyReport {
+    /// By tier.
+    pub tiers: Vec<TierBytes>,
+    /// The link that takes longest off the shelf, and its seconds.
+    pub busiest_off_the_shelf: Option<(String, f64)>,
+    /// The same with each content sent once to each target.
+    pub busiest_unicast: Option<(String, f64)>,
+    /// The same with multicast.
+    pub busiest_multicast: Option<(String, f64)>,
+}
+
+/// What the links of one tier carry together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierBytes {
+    /// Its name.
+    pub tier: String,
+    /// Each guest by itself.
+    pub off_the_shelf: u64,
+    /// Each content once to each target.
+    pub unicast: u64,
+    /// Each content once over each link.
+    pub multicast: u64,
+}
+
 /// What another number of targets would change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
     /// The target that would be left out; `None`: one is added.
     pub without: Option<String>,
+    /// Guests that the added one would get.
+    pub guests: u64,
     /// What it would be.
     pub predicted: Prediction,
 }

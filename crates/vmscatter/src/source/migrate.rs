@@ -21,7 +21,7 @@ use super::encode::EncodePool;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
 use super::milestones::Milestones;
-use super::prepare::{Chosen, Setting, Stop, holder_groups};
+use super::prepare::{Chosen, Setting, Stop, candidates, holder_groups};
 use super::scatter::{ScatterThread, SetLink};
 use super::stream::Stream;
 use crate::agent::AgentContext;
@@ -63,7 +63,10 @@ pub async fn run_migrate(
     let mut placement = None;
     if wave_len < run.request.guests.len() && !run.all_pinned() {
         match run.place_all().await {
-            Ok(outcome) => placement = Some(outcome),
+            Ok((pins, outcome)) => {
+                run.request.rules = PlacementRules { pins, ..PlacementRules::default() };
+                placement = Some(outcome);
+            }
             Err(stop) => return stop.into_outcome(),
         }
     }
@@ -174,14 +177,9 @@ impl Run {
         self.request.guests.iter().all(pinned)
     }
 
-    /// Chooses targets for the guests of all waves, and pins them.
-    async fn place_all(&mut self) -> Result<PlacementOutcome, Stop> {
-        let setting = Setting {
-            ctx: &self.ctx,
-            sink: &self.sink,
-            cancel: &self.cancel,
-            collect_cpu_percent: self.request.collect_cpu_percent,
-        };
+    /// Chooses targets for the guests of all waves.
+    async fn place_all(&self) -> Result<(Vec<Pin>, PlacementOutcome), Stop> {
+        let setting = self.setting();
         setting.phase(Phase::Connect);
         let guests = setting.open_guests(&self.request.guests).await?;
         let resources = setting.ask(&self.request.targets, random_uuid()).await?;
@@ -194,10 +192,10 @@ impl Run {
             target: self.request.targets[usize::from(target.0)].name.clone(),
         };
         let pins = guests.iter().zip(&chosen.solution.placement).map(pin).collect();
-        self.request.rules = PlacementRules { pins, ..PlacementRules::default() };
-        Ok(PlacementOutcome::of(&chosen.solution, chosen.time))
+        Ok((pins, PlacementOutcome::of(&chosen.solution, chosen.time)))
     }
 
+    /// By what the guests hold in common.
     async fn choose(
         &self,
         guests: &[SourceGuest],
@@ -206,8 +204,18 @@ impl Run {
     ) -> Result<Chosen, Stop> {
         let sharing = Sharing::of(&collected.contents, &collected.pages());
         let groups = holder_groups(collected.contents.clone(), sharing).await?;
-        let (targets, rules) = (&self.request.targets, &self.request.rules);
-        self.setting().choose(guests, targets, resources, rules, groups).await
+        self.choose_by(guests, resources, groups).await
+    }
+
+    async fn choose_by(
+        &self,
+        guests: &[SourceGuest],
+        resources: &[Resources],
+        groups: HolderGroups,
+    ) -> Result<Chosen, Stop> {
+        let MigrateRequest { targets, rules, topology, .. } = &self.request;
+        let network = self.setting().network(targets, topology.as_ref())?;
+        self.setting().choose(candidates(guests, targets, resources, rules), network, groups).await
     }
 
     async fn run(&self) -> Result<MigrateOutcome, Stop> {
@@ -222,8 +230,7 @@ impl Run {
         if self.all_pinned() {
             setting.phase(Phase::Place);
             let nothing = HolderGroups { alone: vec![0; guests.len()], shared: Vec::new() };
-            let (targets, rules) = (&self.request.targets, &self.request.rules);
-            chosen = Some(setting.choose(&guests, targets, &resources, rules, nothing).await?);
+            chosen = Some(self.choose_by(&guests, &resources, nothing).await?);
         }
         let links = self.open_targets(&keys, connections).await?;
         // Where targets are given, incoming QEMUs start while memory is read: both take their time.

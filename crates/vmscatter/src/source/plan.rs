@@ -16,14 +16,12 @@ use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, PlanRequest};
-use crate::plan::{Input, Source, Speed, make};
+use crate::plan::{Input, MTU_DEFAULT, Source, Speed, make};
 use crate::qemu::memory::GuestMemory;
 use crate::random::{random, random_uuid};
 use crate::report::event::Phase;
 use crate::report::plan::PlanOutcome;
 
-/// What an MTU is taken to be that a target does not tell.
-const MTU_DEFAULT: u32 = 1500;
 /// No scatter goes below it.
 const MTU_MIN: u32 = 1280;
 
@@ -69,7 +67,8 @@ async fn plan(setting: &Setting<'_>, request: &PlanRequest) -> Result<PlanOutcom
         sampled: false,
         mtu: mtu(&resources),
         compressed: Compressed::NONE,
-        speed: Speed::of(request.bandwidth_bits, setting.ctx.speeds.last(compression.is_some())),
+        speed: Speed::of(request.bandwidth_bits, setting.ctx.speeds.known(compression.is_some())),
+        network: setting.network(&request.targets, request.topology.as_ref())?,
     };
     let memory = Memory {
         pages: guests.iter().map(|guest| guest.bytes() / PAGE_SIZE as u64).collect(),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmscatter_core::index::{Contents, Sharing};
 use vmscatter_core::page::MacKey;
-use vmscatter_core::placement::{DeliveryTree, HolderGroups, Solution, TargetId};
+use vmscatter_core::placement::{HolderGroups, Solution, TargetId};
 use vmscatter_core::wire::control::{Message, Resources, Uuid};
 
 use super::collect::{CollectError, CollectKey};
@@ -16,6 +16,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, hello};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{GuestText, PlacementRules, TargetSpec};
+use crate::plan::network::Network;
 use crate::plan::place::{Candidates, Guest, Target, choose};
 use crate::report::event::{JobEvent, Phase};
 
@@ -33,6 +34,7 @@ pub(super) struct Setting<'a> {
     pub(super) ctx: &'a AgentContext,
     pub(super) sink: &'a EventSink,
     pub(super) cancel: &'a CancelToken,
+    /// What collecting may take of this host's processors, in percent.
     pub(super) collect_cpu_percent: u8,
 }
 
@@ -102,14 +104,12 @@ impl Setting<'_> {
     /// Reads all guests' memory.
     pub(super) async fn collect(&self, guests: &[SourceGuest], key: MacKey) -> Result<Collection, Stop> {
         let memories = guests.iter().map(|guest| guest.memory.clone()).collect();
-        let collection =
-            match collect_guests(memories, CollectKey::Session(key), self.collect_cpu_percent, self.cancel)
-                .await
-            {
-                Ok(collection) => collection,
-                Err(CollectError::Cancelled) => return Err(Stop::Cancelled),
-                Err(error) => return Err(Stop::BadInput(error.to_string())),
-            };
+        let key = CollectKey::Session(key);
+        let collection = match collect_guests(memories, key, self.collect_cpu_percent, self.cancel).await {
+            Ok(collection) => collection,
+            Err(CollectError::Cancelled) => return Err(Stop::Cancelled),
+            Err(error) => return Err(Stop::BadInput(error.to_string())),
+        };
         for (guest, vm) in guests.iter().zip(&collection.collected.vms) {
             if let Some(error) = &vm.error {
                 let text = format!("its memory can't be read, all of it goes by its stream: {error}");
@@ -119,19 +119,31 @@ impl Setting<'_> {
         Ok(collection)
     }
 
+    /// What it costs to reach the targets.
+    pub(super) fn network(
+        &self,
+        targets: &[TargetSpec],
+        topology: Option<&GuestText>,
+    ) -> Result<Network, Stop> {
+        let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).collect();
+        match topology {
+            None => Ok(Network::flat(names.len())),
+            Some(file) => {
+                let network = Network::of(file, &self.ctx.config.name, &names);
+                network.map_err(|error| Stop::BadInput(error.to_string()))
+            }
+        }
+    }
+
     /// Gives each guest its target; `groups` says what they hold in common.
     pub(super) async fn choose(
         &self,
-        guests: &[SourceGuest],
-        targets: &[TargetSpec],
-        resources: &[Resources],
-        rules: &PlacementRules,
+        candidates: Candidates,
+        network: Network,
         groups: HolderGroups,
     ) -> Result<Chosen, Stop> {
-        let candidates = candidates(guests, targets, resources, rules);
-        let tree = DeliveryTree::flat(targets.len());
         let start = Instant::now();
-        let work = tokio::task::spawn_blocking(move || choose(&candidates, &groups, &tree));
+        let work = tokio::task::spawn_blocking(move || choose(&candidates, &groups, network.tree()));
         let chosen = work.await.map_err(|error| Stop::Failed(format!("placement: {error}")))?;
         let solution = chosen.map_err(|error| Stop::BadInput(error.to_string()))?;
         let time = start.elapsed();

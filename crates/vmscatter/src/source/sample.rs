@@ -15,9 +15,10 @@ use crate::qemu::memory::GuestMemory;
 
 /// Frames of shared contents that are tried: 32 MiB at most.
 const FRAMES_MAX: usize = 128;
-/// Places in all guests' memory where unique pages are looked for, a MiB each.
-const REGIONS_MAX: usize = 128;
-const REGION_PAGES: u32 = 256;
+/// Places in all guests' memory where unique pages are looked for, 256 KiB each: many, since what compresses well and what
+/// does not lies in large pieces.
+const REGIONS_MAX: usize = 1024;
+const REGION_PAGES: u32 = 64;
 
 /// Pages of a region that stand more than once: a bit each.
 type Shared = [u64; REGION_PAGES as usize / 64];
@@ -109,9 +110,8 @@ fn sample_unique(
                 let _ = frame.page(region.block, region.page + at as u32, page);
             }
         }
-        // A frame never holds pages of two VMs.
-        finish(&mut frame, compression, encoder, &mut tally);
     }
+    finish(&mut frame, compression, encoder, &mut tally);
     tally
 }
 

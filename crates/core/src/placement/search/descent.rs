@@ -1,7 +1,7 @@
 //! Downhill: as long as moving a VM, swapping two, or a chain of three gains something.
 
+use super::Search;
 use super::state::State;
-use super::{NOWHERE, Search};
 
 /// Targets that a chain tries next, the most promising.
 const CHAIN_TARGETS: usize = 3;
@@ -49,8 +49,9 @@ enum Step {
 }
 
 impl Search<'_, '_> {
-    /// Until nothing in the queue gains any more.
-    pub(super) fn descend(&mut self) {
+    /// Until nothing in the queue gains any more. Chains take most of the time and seldom gain, so they are for placements
+    /// that nothing else improves.
+    pub(super) fn descend(&mut self, with_chains: bool) {
         self.random.shuffle(&mut self.queue.vms);
         let mut looked = 0;
         while let Some(vm) = self.queue.next() {
@@ -62,11 +63,11 @@ impl Search<'_, '_> {
             if self.state.model.rules.pinned[vm].is_some() {
                 continue;
             }
-            while self.improve(vm) {}
+            while self.improve(vm, with_chains) {}
         }
     }
 
-    fn improve(&mut self, vm: usize) -> bool {
+    fn improve(&mut self, vm: usize, with_chains: bool) -> bool {
         let old = self.state.placed[vm];
         match best_step(&self.state, vm) {
             Some(Step::Move(target)) => {
@@ -80,16 +81,14 @@ impl Search<'_, '_> {
                 self.changed(&[old, target]);
                 true
             }
-            None => self.chain(vm),
+            None => with_chains && self.chain(vm),
         }
     }
 
     /// What stands at these targets has other margins now.
     pub(super) fn changed(&mut self, targets: &[u8]) {
-        for (vm, target) in self.state.placed.iter().enumerate() {
-            if targets.contains(target) {
-                self.queue.add(vm);
-            }
+        for target in targets {
+            self.state.at(*target).for_each(|vm| self.queue.add(vm));
         }
     }
 
@@ -117,20 +116,14 @@ impl Search<'_, '_> {
 fn best_step(state: &State, vm: usize) -> Option<Step> {
     let (mut least, mut best) = (0, None);
     let here = state.placed[vm];
-    for target in (0..state.load.free.len()).filter(|target| *target != usize::from(here)) {
+    for target in (0..state.load.free.len() as u8).filter(|target| *target != here) {
         let cost = state.move_cost(vm, target);
-        if cost < least && state.load.fits(vm, target) {
-            (least, best) = (cost, Some(Step::Move(target as u8)));
+        if cost < least && state.load.fits(vm, usize::from(target)) {
+            (least, best) = (cost, Some(Step::Move(target)));
         }
     }
-    for other in 0..state.placed.len() {
-        if state.placed[other] == here || state.placed[other] == NOWHERE || !state.can_swap(vm, other) {
-            continue;
-        }
-        let cost = state.swap_cost(vm, other);
-        if cost < least {
-            (least, best) = (cost, Some(Step::Swap(other)));
-        }
+    if let Some((other, _)) = state.best_swap(vm, least) {
+        best = Some(Step::Swap(other));
     }
     best
 }
@@ -141,10 +134,7 @@ type Chain = Vec<(usize, u8)>;
 fn promising_chains(state: &State, vm: usize) -> Vec<(i64, Chain)> {
     let mut chains = Vec::new();
     let (here, load) = (state.placed[vm], &state.load);
-    let movable = |at: u8| {
-        let pinned = &state.model.rules.pinned;
-        (0..state.placed.len()).filter(move |vm| state.placed[*vm] == at && pinned[*vm].is_none())
-    };
+    let movable = |at| state.at(at).filter(|vm| state.model.rules.pinned[*vm].is_none());
     for (first, second) in cheapest(state, vm, &[here]) {
         for pushed in movable(second).filter(|pushed| load.fits_after(vm, usize::from(second), *pushed)) {
             for (cost, third) in cheapest(state, pushed, &[here, second]) {
@@ -154,7 +144,7 @@ fn promising_chains(state: &State, vm: usize) -> Vec<(i64, Chain)> {
                     continue;
                 }
                 for last in movable(third) {
-                    let cost = cost + state.move_cost(last, usize::from(here));
+                    let cost = cost + state.move_cost(last, here);
                     let fits =
                         |vm: usize, target: u8, leaves| load.fits_after(vm, usize::from(target), leaves);
                     if cost < 0 && fits(pushed, third, last) && fits(last, here, vm) {
@@ -170,8 +160,7 @@ fn promising_chains(state: &State, vm: usize) -> Vec<(i64, Chain)> {
 /// The targets at which a VM would cost least, with what it would cost more than now, whether there is room or not.
 fn cheapest(state: &State, vm: usize, without: &[u8]) -> Vec<(i64, u8)> {
     let targets = (0..state.load.free.len() as u8).filter(|target| !without.contains(target));
-    let mut costs: Vec<(i64, u8)> =
-        targets.map(|target| (state.move_cost(vm, usize::from(target)), target)).collect();
+    let mut costs: Vec<(i64, u8)> = targets.map(|target| (state.move_cost(vm, target), target)).collect();
     let count = CHAIN_TARGETS.min(costs.len());
     if count < costs.len() {
         costs.select_nth_unstable(count);

@@ -1,16 +1,22 @@
 //! Local search: from several placements downhill, then by taking apart and rebuilding a few targets at a time.
 
 mod descent;
+mod egress;
 mod rebuild;
 mod state;
 #[cfg(test)]
 mod tests;
+
+pub(super) use self::egress::lessen_egress;
 
 use self::descent::Queue;
 use self::state::{NOWHERE, State};
 use super::model::Model;
 use super::sample::Random;
 use super::solve::Effort;
+
+/// VMs up to which all starts are tried; beyond, what is downhill from any but the first never was the best.
+const STARTS_VMS_MAX: usize = 200;
 
 /// A search under way.
 struct Search<'m, 's> {
@@ -38,43 +44,59 @@ pub(super) fn solve(
         stop,
         stopped: false,
     };
-    let mut best: Option<((u32, u64), Vec<u8>)> = None;
-    for start in starts {
-        search.go_to(start);
-        search.queue.add_all();
-        search.descend();
-        search.keep_best(&mut best);
-    }
-    if search.insert_all() {
-        search.queue.add_all();
-        search.descend();
-        search.keep_best(&mut best);
-    }
-    let (mut score, mut placed) = best.expect("there is a start");
-    search.go_to(&placed);
+    let mut best = search.first(starts);
     for _ in 0..effort.rounds {
         if search.is_stopped() {
             break;
         }
         if search.perturb() {
-            search.descend();
+            search.descend(false);
         }
-        let is_complete = !search.state.placed.contains(&NOWHERE);
-        if is_complete && search.state.score() <= score {
-            score = search.state.score();
-            placed.clone_from(&search.state.placed);
-        } else {
-            search.go_to(&placed);
-        }
+        search.keep_or_return(&mut best);
     }
-    placed
+    search.queue.add_all();
+    search.descend(true);
+    search.keep_or_return(&mut best);
+    best.placed
+}
+
+/// The best that was seen.
+struct Best {
+    score: (u32, u64),
+    placed: Vec<u8>,
 }
 
 impl Search<'_, '_> {
-    fn keep_best(&self, best: &mut Option<((u32, u64), Vec<u8>)>) {
-        let score = self.state.score();
-        if best.as_ref().is_none_or(|(least, _)| score < *least) {
-            *best = Some((score, self.state.placed.clone()));
+    /// The best of what lies downhill from the starts.
+    fn first(&mut self, starts: &[Vec<u8>]) -> Best {
+        self.queue.add_all();
+        self.descend(true);
+        let mut best = Best { score: self.state.score(), placed: self.state.placed.clone() };
+        if self.state.placed.len() > STARTS_VMS_MAX {
+            return best;
+        }
+        for start in &starts[1..] {
+            self.go_to(start);
+            self.queue.add_all();
+            self.descend(true);
+            self.keep_or_return(&mut best);
+        }
+        if self.insert_all() {
+            self.queue.add_all();
+            self.descend(true);
+        }
+        self.keep_or_return(&mut best);
+        best
+    }
+
+    /// Takes what is as good as the best for the best, and goes back to that from what is not.
+    fn keep_or_return(&mut self, best: &mut Best) {
+        let is_complete = !self.state.placed.contains(&NOWHERE);
+        if is_complete && self.state.score() <= best.score {
+            best.score = self.state.score();
+            best.placed.clone_from(&self.state.placed);
+        } else {
+            self.go_to(&best.placed);
         }
     }
 

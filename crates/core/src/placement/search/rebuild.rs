@@ -46,7 +46,7 @@ impl Search<'_, '_> {
             return any as u8;
         }
         let tries = (0..4).map(|_| self.random.below(targets)).chain([any]).collect::<Vec<_>>();
-        let cost = |target: &usize| self.state.move_cost(vm, *target);
+        let cost = |target: &usize| self.state.move_cost(vm, *target as u8);
         let elsewhere = tries.into_iter().filter(|target| *target != usize::from(self.state.placed[vm]));
         elsewhere.min_by_key(cost).unwrap_or(any) as u8
     }
@@ -95,7 +95,7 @@ impl Search<'_, '_> {
             let fitting = (0..vms.len()).filter(|at| state.load.fits(vms[*at], usize::from(target)));
             let shares = |at: &usize| {
                 let own = state.model.sample.contents_of(vms[*at]) * price;
-                own as i64 - state.move_cost(vms[*at], usize::from(target))
+                own as i64 - state.move_cost(vms[*at], target)
             };
             let Some(most) = fitting.max_by_key(shares) else { return };
             let vm = vms.swap_remove(most);
@@ -107,7 +107,7 @@ impl Search<'_, '_> {
     fn insert(&mut self, vm: usize, targets: &[u8]) -> bool {
         let state = &mut self.state;
         let fits = |target: &u8| state.load.fits(vm, usize::from(*target));
-        let cost = |target: &u8| state.move_cost(vm, usize::from(*target));
+        let cost = |target: &u8| state.move_cost(vm, *target);
         let near = targets.iter().copied().filter(fits).min_by_key(cost);
         let all = 0..state.load.free.len() as u8;
         let Some(target) = near.or_else(|| all.filter(fits).min_by_key(cost)) else { return false };

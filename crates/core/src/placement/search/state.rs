@@ -1,50 +1,52 @@
 //! A placement with what every move of one VM would cost.
 
+use crate::placement::TargetId;
 use crate::placement::model::{Load, Model};
-use crate::placement::{TargetId, TargetSet};
 
 /// A VM without a place.
 pub(super) const NOWHERE: u8 = u8::MAX;
 /// What a used target costs where few are wanted: more than all links.
-const TARGET_COST: i64 = 1 << 59;
+const TARGET_COST: i64 = 1 << 60;
 
 /// A placement of all or some VMs, and the cost of its sample of groups.
 pub(super) struct State<'m> {
     pub(super) model: &'m Model<'m>,
     pub(super) load: Load<'m>,
     pub(super) placed: Vec<u8>,
+    /// Each target's VMs.
+    there: Vec<Vec<u16>>,
     /// Of all links; without targets.
-    pub(super) cost: u64,
-    pub(super) used: u32,
+    cost: u64,
+    /// Targets that have a VM.
+    used: u32,
     /// VMs of a group behind a link: groups by links.
     counts: Vec<u16>,
-    /// What a VM has and no other one behind a link, whether it is there itself or not: VMs by links.
-    marginal: Vec<u64>,
-    links: usize,
+    /// What a VM costs at a target beside the others, whether it is there or not: targets by VMs. Over each link on the way
+    /// it brings what no other VM behind that link has.
+    extra: Vec<u64>,
 }
 
 impl<'m> State<'m> {
     /// Of all VMs in these places, which the constraints allow.
     pub(super) fn new(model: &'m Model<'m>, placed: &[u8]) -> Self {
-        let (sample, links) = (&model.sample, model.links.len());
+        let (sample, links, targets) = (&model.sample, &model.links, model.rules.targets());
         let mut state = State {
             model,
             load: Load::new(&model.rules),
             placed: placed.to_vec(),
+            there: vec![Vec::new(); targets],
             cost: 0,
             used: 0,
-            counts: vec![0; sample.groups() * links],
-            marginal: vec![0; placed.len() * links],
-            links,
+            counts: vec![0; sample.groups() * links.len()],
+            extra: Vec::with_capacity(targets * placed.len()),
         };
-        for (vm, target) in placed.iter().enumerate().filter(|(_, target)| **target != NOWHERE) {
-            state.occupy(vm, usize::from(*target));
+        for path in &links.paths {
+            let price: u64 = path.iter().map(|link| links.cost[*link as usize]).sum();
+            state.extra.extend(sample.alone.iter().map(|contents| price * contents));
         }
         for vm in 0..placed.len() {
-            state.marginal[vm * links..][..links].fill(sample.alone[vm]);
-            for link in state.path(placed[vm]) {
-                state.cost += model.links.cost[*link as usize] * sample.alone[vm];
-            }
+            state.occupy(vm, placed[vm]);
+            state.cost += state.extra_cost(vm, placed[vm]);
         }
         for group in 0..sample.groups() {
             state.count(group);
@@ -52,32 +54,20 @@ impl<'m> State<'m> {
         state
     }
 
-    /// Counts a group into its row of counts, the margins of its VMs, and the cost.
+    /// Counts a group that is not counted yet.
     fn count(&mut self, group: usize) {
-        let (model, links) = (self.model, self.links);
-        let contents = model.sample.contents[group];
-        let row = &mut self.counts[group * links..][..links];
-        for vm in model.sample.members(group) {
-            for link in path(model, self.placed[usize::from(*vm)]) {
+        let (sample, links) = (&self.model.sample, &self.model.links);
+        let row = &mut self.counts[group * links.len()..][..links.len()];
+        for vm in sample.members(group) {
+            for link in &links.paths[usize::from(self.placed[usize::from(*vm)])] {
                 row[*link as usize] += 1;
             }
         }
-        for (_, cost) in row.iter().zip(&model.links.cost).filter(|(count, _)| **count > 0) {
-            self.cost += cost * contents;
+        for link in 0..links.len() {
+            let count = self.counts[group * links.len() + link];
+            self.cost += if count > 0 { links.cost[link] * sample.contents[group] } else { 0 };
+            self.change_extra(group, link, None, count, |extra, cost| *extra += cost);
         }
-        for vm in model.sample.members(group) {
-            let margins = &mut self.marginal[usize::from(*vm) * links..][..links];
-            for (margin, count) in margins.iter_mut().zip(row.iter()) {
-                *margin += if *count == 0 { contents } else { 0 };
-            }
-            for link in path(model, self.placed[usize::from(*vm)]) {
-                margins[*link as usize] += if row[*link as usize] == 1 { contents } else { 0 };
-            }
-        }
-    }
-
-    pub(super) fn path(&self, target: u8) -> &'m [u32] {
-        path(self.model, target)
     }
 
     /// What is least first: targets, if few are wanted, then cost.
@@ -85,53 +75,88 @@ impl<'m> State<'m> {
         (if self.model.problem.few_targets { self.used } else { 0 }, self.cost)
     }
 
+    /// What a VM costs at a target beside the others, whether it is there or not.
+    fn extra_cost(&self, vm: usize, target: u8) -> u64 {
+        self.extra[usize::from(target) * self.placed.len() + vm]
+    }
+
     /// What a VM would cost at a target more than where it is (or, if it is nowhere, in all); with what opening and
     /// emptying targets costs, where few are wanted.
-    pub(super) fn move_cost(&self, vm: usize, target: usize) -> i64 {
-        let cost = self.link_cost(vm, target as u8);
-        if self.model.problem.few_targets { cost + self.target_cost(vm, target) } else { cost }
+    pub(super) fn move_cost(&self, vm: usize, target: u8) -> i64 {
+        let here = self.placed[vm];
+        let now = if here == NOWHERE { 0 } else { self.extra_cost(vm, here) };
+        let cost = self.extra_cost(vm, target) as i64 - now as i64;
+        if !self.model.problem.few_targets || target == here {
+            return cost;
+        }
+        let empties = here != NOWHERE && self.load.counts[usize::from(here)] == 1;
+        let opens = self.load.counts[usize::from(target)] == 0;
+        cost + TARGET_COST * (i64::from(opens) - i64::from(empties))
     }
 
-    fn target_cost(&self, vm: usize, target: usize) -> i64 {
-        let empties = self.placed[vm] != NOWHERE && self.load.counts[usize::from(self.placed[vm])] == 1;
-        let opens = self.load.counts[target] == 0;
-        TARGET_COST * (i64::from(opens) - i64::from(empties && usize::from(self.placed[vm]) != target))
+    /// The VM whose swap with this one gains most, and more than `least`, with what it costs.
+    pub(super) fn best_swap(&self, vm: usize, least: i64) -> Option<(usize, i64)> {
+        let (here, vms) = (self.placed[vm], self.placed.len());
+        let now = self.extra_cost(vm, here);
+        // What this one gains at each target.
+        let gains: Vec<i64> =
+            (0..self.load.free.len() as u8).map(|to| self.extra_cost(vm, to) as i64 - now as i64).collect();
+        let others_here = &self.extra[usize::from(here) * vms..][..vms];
+        let (mut least, mut best) = (least, None);
+        for (other, there) in self.placed.iter().enumerate() {
+            if *there == here || *there == NOWHERE {
+                continue;
+            }
+            // Never more than what the swap costs in truth.
+            let moves = gains[usize::from(*there)] + others_here[other] as i64
+                - self.extra_cost(other, *there) as i64;
+            if moves < least && self.can_swap(vm, other) {
+                let cost = moves + self.kept(vm, other) as i64;
+                if cost < least {
+                    (least, best) = (cost, Some((other, cost)));
+                }
+            }
+        }
+        best
     }
 
-    /// What two VMs cost more in each other's place; where both moves by themselves gain nothing, the swap neither does, and
-    /// their sum is given.
+    /// What two VMs cost more in each other's place.
     pub(super) fn swap_cost(&self, one: usize, other: usize) -> i64 {
         let (a, b) = (self.placed[one], self.placed[other]);
-        let moves = self.link_cost(one, b) + self.link_cost(other, a);
-        if moves >= 0 {
-            return moves;
-        }
-        let (old, new) = (self.path(a), self.path(b));
-        let common = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-        // A content that both hold and no third one there neither leaves nor comes.
-        let kept = |group: usize| {
-            let counts = &self.counts[group * self.links..][..self.links];
-            let kept = old[common..].iter().chain(&new[common..]).filter(|link| counts[**link as usize] == 1);
-            kept.map(|link| self.model.links.cost[*link as usize]).sum::<u64>()
-                * self.model.sample.contents[group]
-        };
-        let sample = &self.model.sample;
-        moves + both(sample.groups_of(one), sample.groups_of(other)).map(kept).sum::<u64>() as i64
+        let gain =
+            |vm: usize, from: u8, to: u8| self.extra_cost(vm, to) as i64 - self.extra_cost(vm, from) as i64;
+        gain(one, a, b) + gain(other, b, a) + self.kept(one, other) as i64
     }
 
-    /// As [`State::move_cost`], of links alone.
-    fn link_cost(&self, vm: usize, target: u8) -> i64 {
-        let (old, new) = (self.path(self.placed[vm]), self.path(target));
+    /// What both moves of a swap, each by itself, would count as gained, though a content that both VMs hold, and
+    /// no third one behind a link, neither leaves that link nor comes to the other.
+    fn kept(&self, one: usize, other: usize) -> u64 {
+        let (sample, links) = (&self.model.sample, &self.model.links);
+        let (old, new) = (self.path(self.placed[one]), self.path(self.placed[other]));
         let common = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-        let margins = &self.marginal[vm * self.links..][..self.links];
-        let price = |link: &u32| (self.model.links.cost[*link as usize] * margins[*link as usize]) as i64;
-        new[common..].iter().map(price).sum::<i64>() - old[common..].iter().map(price).sum::<i64>()
+        let kept = |group: usize| {
+            let counts = &self.counts[group * links.len()..][..links.len()];
+            let alone =
+                old[common..].iter().chain(&new[common..]).filter(|link| counts[**link as usize] == 1);
+            alone.map(|link| links.cost[*link as usize]).sum::<u64>() * sample.contents[group]
+        };
+        both(sample.groups_of(one), sample.groups_of(other)).map(kept).sum()
     }
 
     /// Whether two VMs may take each other's place.
     pub(super) fn can_swap(&self, one: usize, other: usize) -> bool {
         let (a, b) = (usize::from(self.placed[one]), usize::from(self.placed[other]));
         self.load.fits_after(one, b, other) && self.load.fits_after(other, a, one)
+    }
+
+    /// The VMs at a target.
+    pub(super) fn at(&self, target: u8) -> impl Iterator<Item = usize> + '_ {
+        self.there[usize::from(target)].iter().map(|vm| usize::from(*vm))
+    }
+
+    /// The links to a target.
+    pub(super) fn path(&self, target: u8) -> &'m [u32] {
+        &self.model.links.paths[usize::from(target)]
     }
 
     pub(super) fn relocate(&mut self, vm: usize, target: u8) {
@@ -151,74 +176,75 @@ impl<'m> State<'m> {
     pub(super) fn lift(&mut self, vm: usize) {
         let target = std::mem::replace(&mut self.placed[vm], NOWHERE);
         self.load.take(vm, usize::from(target));
+        self.there[usize::from(target)].retain(|other| usize::from(*other) != vm);
         self.used -= u32::from(self.load.counts[usize::from(target)] == 0);
+        self.cost -= self.extra_cost(vm, target);
         for link in self.path(target) {
-            let link = *link as usize;
-            self.cost -= self.model.links.cost[link] * self.marginal[vm * self.links + link];
             for group in self.model.sample.groups_of(vm) {
-                let count = &mut self.counts[*group as usize * self.links + link];
+                let count = &mut self.counts[*group as usize * self.model.links.len() + *link as usize];
                 *count -= 1;
-                let left = *count;
-                self.change_margins(*group as usize, link, vm, left, |margin, contents| *margin += contents);
+                let others = *count;
+                self.change_extra(*group as usize, *link as usize, Some(vm), others, |extra, cost| {
+                    *extra += cost
+                });
             }
         }
     }
 
     /// Puts a VM that is nowhere to a target where it fits.
     pub(super) fn put(&mut self, vm: usize, target: u8) {
-        self.occupy(vm, usize::from(target));
+        self.occupy(vm, target);
+        self.cost += self.extra_cost(vm, target);
         for link in self.path(target) {
-            let link = *link as usize;
-            self.cost += self.model.links.cost[link] * self.marginal[vm * self.links + link];
             for group in self.model.sample.groups_of(vm) {
-                let count = &mut self.counts[*group as usize * self.links + link];
-                let before = *count;
+                let count = &mut self.counts[*group as usize * self.model.links.len() + *link as usize];
+                let others = *count;
                 *count += 1;
-                self.change_margins(*group as usize, link, vm, before, |margin, contents| {
-                    *margin -= contents
+                self.change_extra(*group as usize, *link as usize, Some(vm), others, |extra, cost| {
+                    *extra -= cost
                 });
             }
         }
         self.placed[vm] = target;
     }
 
-    fn occupy(&mut self, vm: usize, target: usize) {
-        self.load.put(vm, target);
-        self.used += u32::from(self.load.counts[target] == 1);
+    fn occupy(&mut self, vm: usize, target: u8) {
+        self.load.put(vm, usize::from(target));
+        self.there[usize::from(target)].push(vm as u16);
+        self.used += u32::from(self.load.counts[usize::from(target)] == 1);
     }
 
-    /// Changes what depends on whether `vm`, which is nowhere, is one of a group behind a link, beside `others`: where there
-    /// is none, all other VMs' margins; where there is one, that one's.
-    fn change_margins(
+    /// Changes what depends on whether `vm` is one of a group behind a link, beside `others`: where there is none, what all
+    /// others of the group cost behind it; where there is one, what that one does.
+    #[inline]
+    fn change_extra(
         &mut self,
         group: usize,
         link: usize,
-        vm: usize,
+        vm: Option<usize>,
         others: u16,
         change: impl Fn(&mut u64, u64),
     ) {
         if others > 1 {
             return;
         }
-        let (sample, behind) = (&self.model.sample, self.model.links.behind[link]);
-        let contents = sample.contents[group];
-        for other in sample.members(group).iter().map(|vm| usize::from(*vm)).filter(|other| *other != vm) {
-            if others == 0 {
-                change(&mut self.marginal[other * self.links + link], contents);
-            } else if is_behind(behind, self.placed[other]) {
-                change(&mut self.marginal[other * self.links + link], contents);
-                return;
+        let (sample, links, vms) = (&self.model.sample, &self.model.links, self.placed.len());
+        let (behind, cost) = (links.behind[link], links.cost[link] * sample.contents[group]);
+        let members =
+            sample.members(group).iter().map(|vm| usize::from(*vm)).filter(|other| Some(*other) != vm);
+        if others == 0 {
+            for target in behind.members() {
+                let extra = &mut self.extra[usize::from(target.0) * vms..][..vms];
+                members.clone().for_each(|other| change(&mut extra[other], cost));
             }
+            return;
+        }
+        let is_behind = |other: &usize| behind.contains(TargetId(self.placed[*other]));
+        let other = members.clone().find(is_behind).expect("one is counted");
+        for target in behind.members() {
+            change(&mut self.extra[usize::from(target.0) * vms + other], cost);
         }
     }
-}
-
-fn path<'m>(model: &'m Model, target: u8) -> &'m [u32] {
-    model.links.paths.get(usize::from(target)).map_or(&[], |path| path)
-}
-
-fn is_behind(targets: TargetSet, target: u8) -> bool {
-    targets.contains(TargetId(target))
 }
 
 /// What stands in both of two ascending lists.

@@ -9,20 +9,20 @@ const TARGET_NAMES: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
 
 /// A problem that owns its parts.
 #[derive(Clone, Debug)]
-pub(super) struct Case {
-    pub(super) memory: Vec<u64>,
-    pub(super) pins: Vec<Option<u8>>,
-    pub(super) free: Vec<u64>,
-    pub(super) vms_max: Vec<Option<u32>>,
-    pub(super) apart: Vec<Vec<u16>>,
-    pub(super) groups: HolderGroups,
-    pub(super) tree: DeliveryTree,
-    pub(super) few_targets: bool,
+pub(in crate::placement) struct Case {
+    pub(in crate::placement) memory: Vec<u64>,
+    pub(in crate::placement) pins: Vec<Option<u8>>,
+    pub(in crate::placement) free: Vec<u64>,
+    pub(in crate::placement) vms_max: Vec<Option<u32>>,
+    pub(in crate::placement) apart: Vec<Vec<u16>>,
+    pub(in crate::placement) groups: HolderGroups,
+    pub(in crate::placement) tree: DeliveryTree,
+    pub(in crate::placement) few_targets: bool,
 }
 
 impl Case {
     /// Equal VMs of memory 1, targets of ample memory, nothing shared, one switch.
-    pub(super) fn plain(vms: usize, targets: usize) -> Self {
+    pub(in crate::placement) fn plain(vms: usize, targets: usize) -> Self {
         Case {
             memory: vec![1; vms],
             pins: vec![None; vms],
@@ -35,7 +35,7 @@ impl Case {
         }
     }
 
-    pub(super) fn with<T>(&self, run: impl FnOnce(&Problem) -> T) -> T {
+    pub(in crate::placement) fn with<T>(&self, run: impl FnOnce(&Problem) -> T) -> T {
         let vm = |(at, memory): (usize, &u64)| VmDemand {
             name: VM_NAMES.get(at).unwrap_or(&"one of many"),
             memory_bytes: *memory,
@@ -59,17 +59,17 @@ impl Case {
         })
     }
 
-    pub(super) fn solve(&self) -> Result<Solution, PlacementError> {
+    pub(in crate::placement) fn solve(&self) -> Result<Solution, PlacementError> {
         self.with(|problem| solve(problem, Effort::default(), &mut || false))
     }
 
     /// Without the exact search.
-    pub(super) fn search(&self) -> Result<Solution, PlacementError> {
-        let effort = Effort { exact_steps_max: 0, ..Effort::default() };
+    pub(in crate::placement) fn search(&self) -> Result<Solution, PlacementError> {
+        let effort = Effort { exact_steps_max: 0, rounds: 200, ..Effort::default() };
         self.with(|problem| solve(problem, effort, &mut || false))
     }
 
-    pub(super) fn is_allowed(&self, placement: &[TargetId]) -> bool {
+    pub(in crate::placement) fn is_allowed(&self, placement: &[TargetId]) -> bool {
         let at =
             |target: usize| (0..placement.len()).filter(move |vm| usize::from(placement[*vm].0) == target);
         let pins = self.pins.iter().zip(placement).all(|(pin, target)| pin.is_none_or(|pin| pin == target.0));
@@ -85,7 +85,7 @@ impl Case {
     }
 
     /// The sum over links of cost times distinct contents, as it is written.
-    pub(super) fn cost(&self, placement: &[TargetId]) -> u64 {
+    pub(in crate::placement) fn cost(&self, placement: &[TargetId]) -> u64 {
         let over = |link: usize| {
             let behind = |vm: usize| self.tree.path(usize::from(placement[vm].0)).any(|on| on == link);
             let alone = self.groups.alone.iter().enumerate().filter(|(vm, _)| behind(*vm)).map(|(_, n)| n);
@@ -97,13 +97,13 @@ impl Case {
     }
 
     /// What is least first: targets, if few are wanted, then cost.
-    pub(super) fn score(&self, placement: &[TargetId]) -> (usize, u64) {
+    pub(in crate::placement) fn score(&self, placement: &[TargetId]) -> (usize, u64) {
         let used = placement.iter().copied().collect::<TargetSet>().len();
         (if self.few_targets { used } else { 0 }, self.cost(placement))
     }
 
     /// The least score of all placements.
-    pub(super) fn brute_force(&self) -> Option<(usize, u64)> {
+    pub(in crate::placement) fn brute_force(&self) -> Option<(usize, u64)> {
         let (vms, targets) = (self.memory.len(), self.free.len());
         let nth = |number: usize| {
             let digit = |vm: usize| TargetId((number / targets.pow(vm as u32) % targets) as u8);
@@ -114,7 +114,7 @@ impl Case {
 }
 
 /// Random holder groups.
-pub(super) fn groups(vms: usize) -> impl Strategy<Value = HolderGroups> {
+pub(in crate::placement) fn groups(vms: usize) -> impl Strategy<Value = HolderGroups> {
     let set = proptest::collection::btree_set(0..vms as u16, 2..=vms.max(2));
     let group =
         (set, 0u64..100).prop_map(|(set, contents)| HolderGroup { vms: set.into_iter().collect(), contents });
@@ -146,7 +146,7 @@ fn tree(targets: usize) -> impl Strategy<Value = DeliveryTree> {
 }
 
 /// Random problems of up to so many VMs and targets: many with room, many tight, some without a placement.
-pub(super) fn case(vms_max: usize, targets_max: usize) -> impl Strategy<Value = Case> {
+pub(in crate::placement) fn case(vms_max: usize, targets_max: usize) -> impl Strategy<Value = Case> {
     (0..=vms_max, 1..=targets_max).prop_flat_map(|(vms, targets)| {
         let memory = proptest::collection::vec(1u64..9, vms);
         let pin = prop_oneof![6 => Just(None), 1 => (0..targets as u8).prop_map(Some)];

@@ -7,21 +7,28 @@
 //! - `R files=N bytes=N cached=N random=N text=ADDRESS` once it is ready (`text` is where the kernel was put);
 //! - `T <seq>` every 20 ms, from 0, each number once;
 //! - `C ok <facts>` or `C bad <what>` in answer to a line `check`;
+//! - `P done=N` once a workload from the Debian disk is warm;
+//! - `N units=N` in answer to a line `count`: what it has done besides, if it was told to work all the time;
 //! - `E <reason>` if it can't go on.
 //!
-//! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16).
+//! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
+//! to work all the time (0); and, for a program of the second disk, `load.workload=`, `load.family=` and `load.number=`
+//! (none).
 
 mod memory;
 mod sys;
+mod workload;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use memory::{DirtyArea, PAGE_SIZE, RandomData};
+use workload::Task;
 
 const TICK: Duration = Duration::from_millis(20);
 const DISK_WAIT: Duration = Duration::from_secs(60);
@@ -31,6 +38,8 @@ struct Options {
     dirty_kib_per_s: u64,
     area_mib: usize,
     random_mib: usize,
+    works: bool,
+    task: Option<Task>,
 }
 
 /// The files of the disk, and their checksum when they were first read.
@@ -72,9 +81,9 @@ fn run() -> io::Result<std::convert::Infallible> {
     sys::make_raw(&terminal)?;
     let line: Line = Arc::new(Mutex::new(terminal.try_clone()?));
 
-    mount_disk()?;
+    mount_disk("/dev/vda", "/disk")?;
     let files = Files::read("/disk")?;
-    let random = RandomData::new(options.random_mib << 20, seed()?);
+    let random = Arc::new(RandomData::new(options.random_mib << 20, seed()?));
     let area = DirtyArea::new((options.area_mib << 20) / PAGE_SIZE, seed()?);
     let area = Arc::new(Mutex::new(area));
     say(
@@ -94,9 +103,21 @@ fn run() -> io::Result<std::convert::Infallible> {
     thread::spawn(move || tick(&ticks));
     let dirtied = area.clone();
     thread::spawn(move || dirty(&dirtied, options.dirty_kib_per_s << 10));
-    serve(terminal, &line, |line| {
-        let answer = check(&files, &random, &area, started);
-        say(line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
+    let units = Arc::new(AtomicU64::new(0));
+    if options.works {
+        let (random, units) = (random.clone(), units.clone());
+        thread::spawn(move || work(&random, &units));
+    }
+    if let Some(task) = &options.task {
+        workload::start(task, &line)?;
+    }
+    serve(terminal, |command| match command {
+        "check" => {
+            let answer = check(&files, &random, &area, started);
+            say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
+        }
+        "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
+        _ => Ok(()),
     })
 }
 
@@ -115,28 +136,30 @@ fn load_modules() {
 }
 
 fn options(command_line: &str) -> Options {
-    let value = |name: &str, default: u64| {
+    let text = |name: &str| {
         let mut words = command_line.split_ascii_whitespace();
-        words
-            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-            .and_then(|value| value.parse().ok())
-            .unwrap_or(default)
+        words.find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
     };
+    let value = |name, default: u64| text(name).and_then(|value| value.parse().ok()).unwrap_or(default);
+    let task = text("load.workload").zip(text("load.family"));
     Options {
         dirty_kib_per_s: value("load.dirty_kib", 2176),
         area_mib: value("load.area_mib", 8) as usize,
         random_mib: value("load.random_mib", 16) as usize,
+        works: value("load.work", 0) != 0,
+        task: task.map(|(workload, family)| Task { workload, family, number: value("load.number", 0) }),
     }
 }
 
-fn mount_disk() -> io::Result<()> {
-    let _ = fs::create_dir("/disk");
+/// Mounts a disk read-only at a directory of the initramfs, which is made.
+fn mount_disk(device: &str, directory: &str) -> io::Result<()> {
+    let _ = fs::create_dir(directory);
     let since = Instant::now();
     loop {
-        match sys::mount_at("/dev/vda", "/disk", "ext4", true) {
+        match sys::mount_at(device, directory, "ext4", true) {
             Ok(()) => return Ok(()),
             Err(error) if since.elapsed() > DISK_WAIT => {
-                return Err(io::Error::other(format!("/dev/vda: {error}")));
+                return Err(io::Error::other(format!("{device}: {error}")));
             }
             // The driver probes the device in the background.
             Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -243,11 +266,18 @@ fn dirty(area: &Mutex<DirtyArea>, bytes_per_s: u64) {
     }
 }
 
-fn serve(
-    terminal: File,
-    line: &Line,
-    check: impl Fn(&Line) -> io::Result<()>,
-) -> io::Result<std::convert::Infallible> {
+/// Reads memory and computes for as long as the guest lives, and counts.
+fn work(random: &RandomData, units: &AtomicU64) {
+    // After everything else.
+    sys::set_nice(5);
+    loop {
+        random.sum_parts(|| {
+            units.fetch_add(1, Relaxed);
+        });
+    }
+}
+
+fn serve(terminal: File, answer: impl Fn(&str) -> io::Result<()>) -> io::Result<std::convert::Infallible> {
     let mut commands = BufReader::new(terminal);
     let mut command = String::new();
     loop {
@@ -255,9 +285,7 @@ fn serve(
         if commands.read_line(&mut command)? == 0 {
             thread::sleep(TICK);
         }
-        if command.trim() == "check" {
-            check(line)?;
-        }
+        answer(command.trim())?;
     }
 }
 

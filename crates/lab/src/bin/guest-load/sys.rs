@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 const MS_RDONLY: c_ulong = 1;
 const PROT_READ: c_int = 1;
 const MAP_SHARED: c_int = 1;
+const MAP_POPULATE: c_int = 0x8000;
 const SYS_FINIT_MODULE: c_long = 313;
 const PRIO_PROCESS: c_int = 0;
 const PAGE_SIZE: usize = 4096;
@@ -66,6 +67,14 @@ pub(crate) fn mount_at(source: &str, target: &str, kind: &str, read_only: bool) 
     check(unsafe { mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) })
 }
 
+/// Mounts a file system of type `kind` with options of its own, to be written to.
+pub(crate) fn mount_with(source: &str, target: &str, kind: &str, options: &str) -> io::Result<()> {
+    let (source, target, kind, options) =
+        (c_string(source), c_string(target), c_string(kind), c_string(options));
+    // SAFETY: four NUL-terminated strings that outlive the call.
+    check(unsafe { mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) })
+}
+
 /// Loads one kernel module that needs no parameters.
 pub(crate) fn load_module(module: &File) -> io::Result<()> {
     let parameters = c"";
@@ -108,4 +117,20 @@ pub(crate) fn cached_pages(file: &File, length: usize) -> io::Result<usize> {
         result?;
     }
     Ok(resident.iter().filter(|&&state| state & 1 == 1).count())
+}
+
+/// Reads all of `file` into the page cache, without a copy of it.
+pub(crate) fn fill_cache(file: &File, length: usize) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let flags = MAP_SHARED | MAP_POPULATE;
+    // SAFETY: a fresh read-only mapping that nobody else sees, and that is not looked at.
+    unsafe {
+        let address = mmap(std::ptr::null_mut(), length, PROT_READ, flags, file.as_raw_fd(), 0);
+        if address as isize == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        check(munmap(address, length))
+    }
 }

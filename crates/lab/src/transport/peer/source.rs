@@ -1,6 +1,6 @@
 //! The source: core's sender, the product's sockets, bodies from memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::BufReader;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ use super::{Bodies, SET, SourceResult, Task, control, cpu_seconds, own_set};
 
 /// As in the product's scatter thread.
 const LOOK_UP: Duration = Duration::from_millis(5);
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+const PROBE_MAX: Duration = Duration::from_secs(5);
 /// A run that takes longer has failed.
 const END_MAX: Duration = Duration::from_secs(300);
 
@@ -29,11 +31,19 @@ struct Source<'a> {
     sender: Sender,
     outlet: Outlet,
     links: Vec<Link>,
-    reports: Receiver<(u16, Option<Report>)>,
+    said: Receiver<(u16, Said)>,
     /// When each target had everything.
     done: Vec<Option<Instant>>,
     acked: HashMap<u16, u64>,
     result: SourceResult,
+}
+
+/// What a target says.
+enum Said {
+    Report(Report),
+    /// A probe has reached it.
+    Heard,
+    Ended,
 }
 
 struct Link {
@@ -44,21 +54,23 @@ struct Link {
 
 pub(super) fn run(task: &Task) -> Result<SourceResult> {
     let mut links = Vec::new();
-    let (to_reports, reports) = unbounded();
+    let (to_said, said) = unbounded();
     for (target, addr) in (0..).zip(&task.targets) {
         let control = TcpStream::connect((*addr, control::CONTROL_PORT)).context("control connection")?;
         control.set_nodelay(true)?;
         let mut control_in = BufReader::new(control.try_clone()?);
-        let to_reports = to_reports.clone();
+        let to_said = to_said.clone();
         std::thread::spawn(move || {
             while let Ok(Some(message)) = control::receive(&mut control_in) {
-                if let Message::Report(report) = message
-                    && to_reports.send((target, Some(report))).is_err()
-                {
+                let said = match message {
+                    Message::Report(report) => Said::Report(report),
+                    _ => Said::Heard,
+                };
+                if to_said.send((target, said)).is_err() {
                     return;
                 }
             }
-            let _ = to_reports.send((target, None));
+            let _ = to_said.send((target, Said::Ended));
         });
         let mut key = SealKey::new(&task.key(own_set(target)), Channel::unicast(target));
         let mut hello = Vec::new();
@@ -83,7 +95,7 @@ pub(super) fn run(task: &Task) -> Result<SourceResult> {
         outlet,
         done: vec![None; links.len()],
         links,
-        reports,
+        said,
         acked: HashMap::new(),
         result: SourceResult::default(),
     };
@@ -95,7 +107,30 @@ impl Source<'_> {
         Time(self.start.elapsed().as_micros() as u64)
     }
 
+    /// Until multicast reaches every target: joins take the switch a moment.
+    fn probe(&mut self) -> Result<()> {
+        let mut key = SealKey::new(&self.task.key(SET), Channel::PROBE);
+        let mut waiting: HashSet<u16> = (0..self.links.len() as u16).collect();
+        let start = Instant::now();
+        while !waiting.is_empty() {
+            if start.elapsed() > PROBE_MAX {
+                bail!("multicast does not reach {waiting:?}");
+            }
+            let header = PieceHeader::whole(PieceKind::Probe, SET, self.task.session, 0, 16);
+            let mut piece = Vec::new();
+            seal_piece(&mut key, &header, &[0; 16], &mut piece)?;
+            self.outlet.send_datagram(SET, &piece);
+            while let Ok((target, said)) = self.said.recv_timeout(PROBE_INTERVAL) {
+                if matches!(said, Said::Heard) {
+                    waiting.remove(&target);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn run(mut self) -> Result<SourceResult> {
+        self.probe()?;
         let (bodies, frames, mut next) = (Bodies::new(self.task), self.task.frames(), 0);
         let cpu = cpu_seconds()?;
         self.start = Instant::now();
@@ -130,21 +165,22 @@ impl Source<'_> {
         let now = self.now();
         let span = self.sender.poll_timeout().map_or(LOOK_UP, |at| at.since(now).min(LOOK_UP));
         let first = if span.is_zero() {
-            self.reports.try_recv().ok()
+            self.said.try_recv().ok()
         } else {
-            match self.reports.recv_timeout(span) {
-                Ok(report) => Some(report),
+            match self.said.recv_timeout(span) {
+                Ok(said) => Some(said),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => bail!("all control connections are lost"),
             }
         };
         let Some(first) = first else { return Ok(()) };
-        let more: Vec<_> = self.reports.try_iter().collect();
-        for (target, report) in std::iter::once(first).chain(more) {
-            if self.result.expelled.contains(&target) {
-                continue;
-            }
-            let Some(report) = report else { bail!("target {target} has closed its connection") };
+        let more: Vec<_> = self.said.try_iter().collect();
+        for (target, said) in std::iter::once(first).chain(more) {
+            let report = match said {
+                Said::Report(report) if !self.result.expelled.contains(&target) => report,
+                Said::Report(_) | Said::Heard => continue,
+                Said::Ended => bail!("target {target} has closed its connection"),
+            };
             let now = self.now();
             self.sender.on_report(target, &report, now)?;
             self.events()?;

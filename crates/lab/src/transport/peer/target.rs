@@ -86,6 +86,9 @@ pub(super) fn run(task: &Task, number: u16) -> Result<TargetResult> {
             }
             receiver.written(frame);
         }
+        while let Some((set, _)) = receiver.poll_probe() {
+            let _ = control::send(&mut control_out, Message::Heard { set });
+        }
         if let Some(report) = receiver.poll_report(now())
             && control::send(&mut control_out, Message::Report(report)).is_err()
         {

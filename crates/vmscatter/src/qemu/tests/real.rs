@@ -1,6 +1,6 @@
 //! Monitor and memory against a real QEMU whose firmware has run for a moment.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -152,6 +152,17 @@ async fn shared_memory_is_what_pmemsave_says_and_holes_stay_holes() {
     let mut content = vec![0; MEMORY_BYTES];
     memory.read(0, 0, &mut content).expect("read");
     assert_eq!(allocated(), before, "reading populated the guest's memory");
+
+    // What another process has written, a vhost-user device say, QEMU has not touched.
+    let pages = (MEMORY_BYTES / PAGE_SIZE) as u32;
+    let populated = || memory.populated(0, 0, pages).expect("populated");
+    let is_populated = |page: u32| populated().iter().any(|range| range.contains(&page));
+    let hole = (0..pages).rev().find(|page| !is_populated(*page)).expect("a hole");
+    let file = std::fs::File::options().write(true).open(&path).expect("memfd");
+    file.write_all_at(&[7; PAGE_SIZE], u64::from(hole) * PAGE_SIZE as u64).expect("write");
+    assert!(is_populated(hole) && !is_populated(hole - 1));
+    memory.read(0, hole, &mut content[..PAGE_SIZE]).expect("read");
+    assert_eq!(content[..PAGE_SIZE], [7; PAGE_SIZE]);
 }
 
 /// What the process has resident of the mapping that `address` is in, by kind.

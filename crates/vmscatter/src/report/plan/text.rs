@@ -2,7 +2,7 @@
 
 use indicatif::{BinaryBytes, DecimalBytes};
 
-use super::{Alternative, Plan, PlanClass, PlanOutcome, Prediction, RateOrigin};
+use super::{Alternative, Plan, PlanClass, PlanOutcome, Prediction, RateOrigin, TopologyReport};
 use crate::report::summary::{pages, table};
 
 /// A plan as it is printed; empty where there is none.
@@ -14,6 +14,9 @@ pub fn text(outcome: &PlanOutcome) -> String {
     text.push_str(&placement(plan));
     text.push_str(&cost(plan));
     text.push_str(&alternatives(plan));
+    if let Some(report) = &plan.topology {
+        text.push_str(&topology(report));
+    }
     text
 }
 
@@ -82,8 +85,11 @@ fn placement(plan: &Plan) -> String {
         ),
     };
     format!(
-        "placement: {} ({} ms): {} contents over all targets; {how_good}\n\n",
-        placement.method, placement.time_ms, placement.cost
+        "placement: {} ({} ms): {} contents over all {}; {how_good}\n\n",
+        placement.method,
+        placement.time_ms,
+        placement.cost,
+        if plan.topology.is_some() { "links, times what a link costs" } else { "targets" },
     )
 }
 
@@ -128,6 +134,9 @@ fn cost(plan: &Plan) -> String {
         times.streams_s,
         times.hand_off_s
     ));
+    if plan.sources.len() > 1 {
+        text.push_str("times of several hosts: one after the other\n");
+    }
     text.push_str(&format!("multicast to {} target sets\n\n", plan.target_sets));
     text
 }
@@ -135,7 +144,7 @@ fn cost(plan: &Plan) -> String {
 fn rate(plan: &Plan) -> String {
     let origin = match plan.rate.origin {
         RateOrigin::Given => "given",
-        RateOrigin::Measured => "measured by the last migration from here",
+        RateOrigin::Measured => "measured by the last migrations from here",
         RateOrigin::Assumed => {
             "assumed: no migration from here has measured it, and --bandwidth was not given"
         }
@@ -154,7 +163,11 @@ fn alternatives(plan: &Plan) -> String {
         text.push_str(&format!("one target less (without {without}): {}\n", change(&plan.predicted, less)));
     }
     if let Some(more) = &plan.one_more {
-        text.push_str(&format!("one target more: {}\n", change(&plan.predicted, more)));
+        let effect = match more.guests {
+            0 => "would stay empty: an even spread needs no more".to_owned(),
+            _ => change(&plan.predicted, more),
+        };
+        text.push_str(&format!("one target more: {effect}\n"));
     }
     text
 }
@@ -171,4 +184,30 @@ fn change(now: &Prediction, other: &Alternative) -> String {
         bytes(now.traffic_bytes, then.traffic_bytes),
         then.time_s - now.time_s
     )
+}
+
+fn topology(report: &TopologyReport) -> String {
+    let mut table = table(&["tier", "off the shelf", "unicast", "multicast"], 1..4);
+    let bytes = |bytes: u64| DecimalBytes(bytes).to_string();
+    for tier in &report.tiers {
+        table.add_row([
+            tier.tier.clone(),
+            bytes(tier.off_the_shelf),
+            bytes(tier.unicast),
+            bytes(tier.multicast),
+        ]);
+    }
+    let mut text =
+        format!("\npages over the network's links (unicast: each content once to each target)\n{table}\n");
+    let busiest = [
+        ("off the shelf", &report.busiest_off_the_shelf),
+        ("unicast", &report.busiest_unicast),
+        ("multicast", &report.busiest_multicast),
+    ];
+    for (way, link) in busiest {
+        if let Some((link, seconds)) = link {
+            text.push_str(&format!("busiest link, {way}: {link}, {seconds:.1} s\n"));
+        }
+    }
+    text
 }
