@@ -4,10 +4,12 @@
 //! - [`monitor`]: the commands that a migration needs, typed, and what this QEMU can do ([`monitor::Features`])
 //! - [`ramblock`]: which RAM blocks the guest has and where QEMU mapped them
 //! - [`process`]: which process that QEMU is, and its mappings
+//! - [`hardware`]: its processors and devices
 //! - [`refusal`]: what keeps a guest from being moved
 //! - [`memory`]: reading the guest's memory from outside; `view`: looking at it in place
 
 pub mod capabilities;
+pub mod hardware;
 pub mod memory;
 pub mod monitor;
 pub mod process;

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::CONTROL_MESSAGE_BYTES_MAX;
 use crate::page::VmDigest;
 use crate::session::recovery::Word;
+use crate::wire::hardware::Hardware;
 
 /// First bytes of a [`Hello`], so that a stranger is told apart from an old peer.
 pub const HELLO_MAGIC: [u8; 8] = *b"vmscattr";
@@ -131,6 +132,8 @@ pub struct VmSpec {
     pub machine: String,
     /// RAM blocks in the stream's order.
     pub blocks: Vec<BlockSpec>,
+    /// Processors and devices, which the twin must have too.
+    pub hardware: Hardware,
     /// The guest was paused and stays so.
     pub paused: bool,
 }

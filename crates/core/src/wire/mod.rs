@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod frame;
+pub mod hardware;
 pub mod piece;
 pub mod seal;
 mod window;

@@ -79,6 +79,7 @@ impl World {
                 machine: "pc".into(),
                 blocks: blocks(),
                 paused: self.plan.paused[vm],
+                hardware: Default::default(),
             };
             self.send(self.plan.placement[vm], true, Wire::Message(Message::Prepare(spec)));
         }

@@ -173,6 +173,7 @@ impl Source {
         for (vm, qemu) in self.qemus.iter().enumerate() {
             let vm = vm as u16;
             let spec = VmSpec {
+                hardware: Default::default(),
                 vm,
                 uuid: [vm as u8; 16],
                 name: format!("vm{vm}"),

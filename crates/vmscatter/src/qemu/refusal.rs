@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use vmscatter_core::session::BlockError;
 
 use super::capabilities::MUST_BE_OFF;
+use super::hardware::{self, answered, property};
 use super::monitor::Features;
-use super::qmp::{Qmp, QmpError, QmpErrorKind, one_line};
+use super::qmp::{Qmp, QmpError, one_line};
 
 /// Reasons of QEMU's own that are passed on; it has a handful at most.
 const REASONS_MAX: usize = 8;
@@ -127,32 +128,17 @@ async fn migration(qmp: &Qmp, found: &mut Vec<Refusal>) -> Result<(), QmpError> 
     Ok(())
 }
 
-/// A child in QEMU's object tree.
-#[derive(Deserialize)]
-struct QomProperty {
-    name: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-/// Devices that were given or plugged; what a machine has by itself is none of these.
 async fn devices(qmp: &Qmp, found: &mut Vec<Refusal>) -> Result<(), QmpError> {
-    for parent in ["/machine/peripheral", "/machine/peripheral-anon"] {
-        let children: Vec<QomProperty> = qmp.ask("qom-list", json!({ "path": parent })).await?;
-        for QomProperty { name, kind } in children {
-            let Some(kind) = kind.strip_prefix("child<").and_then(|kind| kind.strip_suffix('>')) else {
-                continue;
-            };
-            if kind.contains("vfio") {
-                found.push(Refusal::Vfio(name, kind.to_owned()));
-            } else if kind.starts_with("virtio-mem") {
-                found.push(Refusal::VirtioMem(name));
-            } else if kind.starts_with("virtio-balloon") {
-                let path = format!("{parent}/{name}");
-                if property(qmp, &path, "free-page-hint").await? == Some(Value::Bool(true)) {
-                    found.push(Refusal::FreePageHint(name));
-                }
-            }
+    for device in hardware::devices(qmp).await? {
+        let name = device.name().to_owned();
+        if device.kind.contains("vfio") {
+            found.push(Refusal::Vfio(name, device.kind));
+        } else if device.kind.starts_with("virtio-mem") {
+            found.push(Refusal::VirtioMem(name));
+        } else if device.kind.starts_with("virtio-balloon")
+            && property(qmp, &device.path, "free-page-hint").await? == Some(Value::Bool(true))
+        {
+            found.push(Refusal::FreePageHint(name));
         }
     }
     Ok(())
@@ -189,18 +175,4 @@ async fn jobs(qmp: &Qmp, found: &mut Vec<Refusal>) -> Result<(), QmpError> {
         running.map(|job| Refusal::BlockJob(one_line(&job.id), one_line(&job.kind), one_line(&job.status))),
     );
     Ok(())
-}
-
-/// An object's property, `None` where the object does not have it.
-async fn property(qmp: &Qmp, path: &str, property: &str) -> Result<Option<Value>, QmpError> {
-    answered(qmp, "qom-get", json!({ "path": path, "property": property })).await
-}
-
-/// `None` where QEMU refuses: it has no such command or property, or what it is about is off.
-async fn answered(qmp: &Qmp, command: &str, arguments: Value) -> Result<Option<Value>, QmpError> {
-    match qmp.execute(command, arguments).await {
-        Ok(answer) => Ok(Some(answer)),
-        Err(QmpError { kind: QmpErrorKind::Refused { .. }, .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

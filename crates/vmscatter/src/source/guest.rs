@@ -12,10 +12,12 @@ use vmscatter_core::limits::IN_FLIGHT_BYTES_MIN;
 use vmscatter_core::session::check_blocks;
 use vmscatter_core::session::handoff::{QemuView, SwitchoverLimits};
 use vmscatter_core::wire::control::{BlockSpec, Uuid, VmSpec};
+use vmscatter_core::wire::hardware::Hardware;
 
 use crate::agent::AgentContext;
 use crate::agent::guest_file::{GuestFile, format_uuid, parse_uuid};
 use crate::qemu::capabilities;
+use crate::qemu::hardware::hardware;
 use crate::qemu::memory::GuestMemory;
 use crate::qemu::monitor::Features;
 use crate::qemu::process;
@@ -44,6 +46,7 @@ pub(super) struct SourceGuest {
     pub(super) guest_file: String,
     pub(super) machine: String,
     pub(super) blocks: Vec<BlockSpec>,
+    hardware: Hardware,
     pub(super) paused: bool,
     /// What keeps it from being moved; its memory can be read all the same.
     refusals: Vec<Refusal>,
@@ -105,6 +108,7 @@ impl SourceGuest {
             guest_file: text.to_owned(),
             machine,
             blocks,
+            hardware: hardware(&qmp).await.map_err(fault)?,
             paused,
             refusals,
             memory: Arc::new(memory),
@@ -130,6 +134,7 @@ impl SourceGuest {
             guest_file: self.guest_file.clone(),
             machine: self.machine.clone(),
             blocks: self.blocks.clone(),
+            hardware: self.hardware.clone(),
             paused: self.paused,
         }
     }

@@ -16,6 +16,7 @@ use crate::agent::guest_file::{ExpandedGuest, GuestFile, format_uuid};
 use crate::agent::host::MemoryShare;
 use crate::agent::input::one_line;
 use crate::qemu::capabilities;
+use crate::qemu::hardware::hardware;
 use crate::qemu::process;
 use crate::qemu::qmp::{Qmp, QmpErrorKind, QmpEvent};
 use crate::qemu::ramblock::ram_blocks;
@@ -175,6 +176,7 @@ async fn configure(qmp: &Qmp, spec: &VmSpec) -> Result<(), String> {
             ));
         }
     }
+    spec.hardware.check_twin(&hardware(qmp).await.map_err(text)?).map_err(|e| e.to_string())?;
     let features = qmp.features().await.map_err(text)?;
     capabilities::prepare(qmp, &features).await.map_err(text)
 }
@@ -272,5 +274,41 @@ fn last_line(path: &Path) -> String {
         let _ = file.take(STDERR_BYTES_MAX).read_to_end(&mut bytes);
         text = String::from_utf8_lossy(&bytes).into_owned();
     }
-    one_line(text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or(""))
+    telling_line(&text)
+}
+
+/// The last thing that QEMU complained of (`PROGRAM: …`): hints and warnings may follow. Else its last line.
+fn telling_line(text: &str) -> String {
+    let complains = |line: &&str| {
+        let said = line.split_once(": ").filter(|(program, _)| !program.contains(char::is_whitespace));
+        said.is_some_and(|(_, said)| !said.starts_with("warning: ") && !said.starts_with("info: "))
+    };
+    let lines = || text.lines().filter(|line| !line.trim().is_empty());
+    one_line(lines().rfind(complains).or(lines().next_back()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::telling_line;
+
+    #[test]
+    fn complaints_stand_before_hints_and_warnings() {
+        let cases = [
+            ("", ""),
+            (
+                "qemu: unsupported machine type\nUse -machine help to list supported machines\n",
+                "qemu: unsupported machine type",
+            ),
+            (
+                "qemu: -cpu x: bad\nqemu: warning: TCG doesn't support requested feature\n\n",
+                "qemu: -cpu x: bad",
+            ),
+            ("some libraries\nsay: this", "say: this"),
+            ("qemu: warning: only this\n", "qemu: warning: only this"),
+            ("qemu: first\nqemu: second: \tlast\n", "qemu: second:  last"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(telling_line(text), expected);
+        }
+    }
 }

@@ -5,4 +5,5 @@ mod harness;
 mod input;
 mod jobs;
 mod plan;
+mod real;
 mod scan;
