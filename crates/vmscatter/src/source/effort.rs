@@ -28,11 +28,13 @@ pub struct Effort {
     pub threads: NonZeroUsize,
     /// The part of a processor that each may take, above 0 and up to 1.
     pub duty: f64,
+    /// Added to the nice value of each.
+    pub nice: i32,
 }
 
 impl Effort {
-    /// Of all processors that this process may use, at most `percent` (1 to 100; beyond is cut off): 50 on four
-    /// processors are two threads without a pause, 10 are one that works two fifths of the time.
+    /// Of all processors that this process may use, at most `percent` (1 to 100; beyond is cut off), with little weight: 50 on
+    /// four processors are two threads without a pause, 10 are one that works two fifths of the time.
     pub fn percent(percent: u8) -> Self {
         let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Effort::percent_of(percent, processors)
@@ -41,19 +43,19 @@ impl Effort {
     fn percent_of(percent: u8, processors: usize) -> Self {
         let share = processors as f64 * f64::from(percent.clamp(1, 100)) / 100.0;
         let threads = NonZeroUsize::new(share.ceil() as usize).unwrap_or(NonZeroUsize::MIN);
-        Effort { threads, duty: share / threads.get() as f64 }
+        Effort { threads, duty: share / threads.get() as f64, nice: NICE }
     }
 
-    /// So many threads without a pause.
+    /// So many threads without a pause, of the same weight as their caller: where nobody else is to be spared.
     pub fn threads(threads: usize) -> Self {
-        Effort { threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN), duty: 1.0 }
+        Effort { threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN), duty: 1.0, nice: 0 }
     }
 
     /// For a thread that begins to work: lowers its weight for as long as it lives.
     pub(super) fn begin(&self) -> Pace {
         // SAFETY: no pointers. On Linux this is the calling thread's value, not the process's (nice(2), "C library/kernel
         // differences"). Should it fail, the thread keeps its weight.
-        unsafe { nix::libc::nice(NICE) };
+        unsafe { nix::libc::nice(self.nice) };
         let now = Clocks::now();
         Pace { duty: self.duty, last: now, credit_s: 0.0 }
     }
@@ -115,7 +117,8 @@ mod tests {
         }
         let least = Effort::percent_of(0, 1);
         assert_eq!((least.threads.get(), least.duty), (1, 0.01));
-        assert_eq!(Effort::percent_of(255, 3), Effort::threads(3));
+        let most = Effort::percent_of(255, 3);
+        assert_eq!((most.threads.get(), most.duty), (3, 1.0));
     }
 
     /// A thread that works a millisecond at a time on a processor of its own, for ten seconds that never pass.
@@ -164,7 +167,7 @@ mod tests {
         };
         let before = nice();
         let inside = thread::spawn(move || {
-            Effort::threads(1).begin();
+            Effort::percent(1).begin();
             nice()
         });
         assert_eq!(inside.join().unwrap(), (before + NICE).min(19));
