@@ -1,7 +1,7 @@
 //! One end for every guest whose session did not bring it to one: crashed agents, lost connections, stopped hosts.
 //!
 //! Each side knows the last step in its own journal, can look at its own QEMU, and may hear the other side's word.
-//! From these [`source`] and [`target`] say what to do next; the driver does it and asks again, until nothing is left
+//! From these [`source()`] and [`target()`] say what to do next; the driver does it and asks again, until nothing is left
 //! to do or something has to be waited for. Nothing is remembered besides the journal, so a crash within recovery is no
 //! other case than a crash before it.
 //!
