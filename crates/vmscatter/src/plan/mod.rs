@@ -1,7 +1,7 @@
 //! Which guest goes to which target, and what moving them will cost: the same for guests that run and for fingerprints that
 //! were saved.
 //!
-//! - [`place`]: the choice of targets, which `migrate` makes too; [`network`]: what it costs to reach them
+//! - [`mod@place`]: the choice of targets, which `migrate` makes too; [`network`]: what it costs to reach them
 //! - [`saved`]: plans from files
 
 pub mod network;
