@@ -166,7 +166,7 @@ fn run_workload(
                 Some(row) => row.clone(),
                 None => compute(&groups, targets, options, settings)?,
             };
-            done.trials.extend(trial::run(&saved, &row, options, settings, progress)?);
+            done.trials.extend(trial::run(&saved, &row, options, settings, progress));
         }
     }
     Ok(done)

@@ -96,12 +96,27 @@ pub struct Choice {
 pub struct Trial {
     /// `chosen` or `random N`.
     pub name: String,
+    /// Number of targets.
+    pub targets: usize,
     /// Each guest's target.
     pub grouping: Grouping,
     /// The traffic computed for it.
     pub computed_bytes: u64,
-    /// What was measured.
-    pub run: Run,
+    /// What was measured; None if the run as a whole failed.
+    pub run: Option<Run>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Trial {
+    fn good(&self) -> usize {
+        let guests = self.run.iter().flat_map(|run| &run.guests);
+        guests.filter(|guest| guest.verified && guest.running).count()
+    }
+
+    fn measured(&self) -> Option<f64> {
+        self.run.as_ref().map(|run| run.network_traffic_bytes as f64)
+    }
 }
 
 impl Composition {
@@ -145,8 +160,8 @@ impl Row {
 impl Report {
     /// Whether every guest that was migrated is verified and running.
     pub fn is_good(&self) -> bool {
-        let trials = self.workloads.iter().flat_map(|done| &done.trials);
-        trials.flat_map(|trial| &trial.run.guests).all(|guest| guest.verified && guest.running)
+        let mut trials = self.workloads.iter().flat_map(|done| &done.trials);
+        trials.all(|trial| trial.good() == trial.grouping.len())
     }
 
     /// Both tables and what must be said beside them.
@@ -237,26 +252,7 @@ impl Report {
         ]);
         for done in &self.workloads {
             for trial in &done.trials {
-                let run = &trial.run;
-                let measured = run.network_traffic_bytes as f64;
-                let chosen = done.trials.iter().find(|other| {
-                    other.name == "chosen" && other.run.host_count == run.host_count && trial.name != "chosen"
-                });
-                let good = run.guests.iter().filter(|guest| guest.verified && guest.running).count();
-                table.add_row([
-                    done.workload.name().to_owned(),
-                    run.host_count.to_string(),
-                    trial.name.clone(),
-                    mb(trial.computed_bytes as f64),
-                    mb(measured),
-                    percent(measured, trial.computed_bytes as f64),
-                    chosen.map_or(String::new(), |chosen| {
-                        percent(measured, chosen.run.network_traffic_bytes as f64)
-                    }),
-                    mb(run.transferred_bytes as f64),
-                    format!("{:.1} s", run.total_time_s),
-                    format!("{good} of {}", run.guest_count),
-                ]);
+                table.add_row(done.measured_cells(trial));
             }
         }
         aligned(table)
@@ -265,20 +261,41 @@ impl Report {
     fn problems(&self, text: &mut String) {
         for done in &self.workloads {
             for trial in &done.trials {
-                for guest in trial.run.guests.iter().filter(|guest| guest.problem.is_some()) {
-                    let _ = writeln!(
-                        text,
-                        "{}, {} targets, {}: {} to {}: {}",
-                        done.workload.name(),
-                        trial.run.host_count,
-                        trial.name,
-                        guest.name,
-                        guest.target,
-                        guest.problem.as_deref().unwrap_or_default()
-                    );
+                let place = format!("{}, {} targets, {}", done.workload.name(), trial.targets, trial.name);
+                if let Some(error) = &trial.error {
+                    let _ = writeln!(text, "{place}: {error}");
+                }
+                for guest in trial.run.iter().flat_map(|run| &run.guests) {
+                    if let Some(problem) = &guest.problem {
+                        let _ = writeln!(text, "{place}: {} to {}: {problem}", guest.name, guest.target);
+                    }
                 }
             }
         }
+    }
+}
+
+impl WorkloadReport {
+    fn measured_cells(&self, trial: &Trial) -> [String; 10] {
+        let same = |other: &&Trial| other.name == "chosen" && other.targets == trial.targets;
+        let chosen = self.trials.iter().find(same).and_then(Trial::measured);
+        let against = |of: Option<f64>| match trial.measured().zip(of) {
+            Some((measured, of)) => percent(measured, of),
+            None => "-".to_owned(),
+        };
+        let run = trial.run.as_ref();
+        [
+            self.workload.name().to_owned(),
+            trial.targets.to_string(),
+            trial.name.clone(),
+            mb(trial.computed_bytes as f64),
+            trial.measured().map_or("failed".to_owned(), mb),
+            against(Some(trial.computed_bytes as f64)),
+            if trial.name == "chosen" { String::new() } else { against(chosen) },
+            run.map_or("-".to_owned(), |run| mb(run.transferred_bytes as f64)),
+            run.map_or("-".to_owned(), |run| format!("{:.1} s", run.total_time_s)),
+            format!("{} of {}", trial.good(), trial.grouping.len()),
+        ]
     }
 }
 

@@ -1,7 +1,5 @@
 //! Groupings that are really migrated, and the bytes on the links.
 
-use anyhow::{Context, Result};
-
 use super::saved::Saved;
 use super::{Choice, Options, Row, Trial};
 use crate::progress::Progress;
@@ -14,19 +12,33 @@ pub(super) fn run(
     options: &Options,
     settings: &Settings,
     progress: &Progress,
-) -> Result<Vec<Trial>> {
+) -> Vec<Trial> {
     let settings = Settings { hosts: row.targets, ..settings.clone() };
     let random = row.random.iter().zip(&row.random_bytes).zip(1..).take(options.migrate as usize);
     let random = random.map(|((grouping, bytes), number)| {
         (format!("random {number}"), Choice { grouping: grouping.clone(), bytes: *bytes })
     });
-    let mut trials = Vec::new();
-    for (name, choice) in std::iter::once(("chosen".to_owned(), row.chosen.clone())).chain(random) {
-        progress.step(&format!("{} targets, {name}: the saved guests go on", row.targets));
-        let session = saved.restore(&settings, choice.grouping.clone(), progress)?;
-        let run = session.run(Mode::Scatter, &settings, progress).with_context(|| name.clone())?;
-        progress.note(&format!("{:.1} MB of traffic", run.network_traffic_bytes as f64 / 1e6));
-        trials.push(Trial { name, computed_bytes: choice.bytes, grouping: choice.grouping, run });
+    let choices = std::iter::once(("chosen".to_owned(), row.chosen.clone())).chain(random);
+    choices.map(|(name, choice)| one(saved, name, choice, &settings, progress)).collect()
+}
+
+/// One that fails is a trial that says so: what has been found so far must not be lost.
+fn one(saved: &Saved, name: String, choice: Choice, settings: &Settings, progress: &Progress) -> Trial {
+    progress.step(&format!("{} targets, {name}: the saved guests go on", settings.hosts));
+    let run = saved
+        .restore(settings, choice.grouping.clone(), progress)
+        .and_then(|session| session.run(Mode::Scatter, settings, progress));
+    match &run {
+        Ok(run) => progress.note(&format!("{:.1} MB of traffic", run.network_traffic_bytes as f64 / 1e6)),
+        Err(error) => progress.note(&format!("failed: {error:#}")),
     }
-    Ok(trials)
+    let error = run.as_ref().err().map(|error| format!("{error:#}"));
+    Trial {
+        name,
+        targets: settings.hosts,
+        grouping: choice.grouping,
+        computed_bytes: choice.bytes,
+        run: run.ok(),
+        error,
+    }
 }
