@@ -48,6 +48,8 @@ pub struct GuestOptions {
     pub accel: Accel,
     /// KiB per second that each rewrites.
     pub dirty_kib_per_s: u32,
+    /// The same of the first guest, where it is to differ.
+    pub first_dirty_kib_per_s: Option<u32>,
     /// QEMU's machine type.
     pub machine: String,
     /// What runs in them beside the load that all guests have.
@@ -78,6 +80,7 @@ impl Default for GuestOptions {
             memory_mib: 256,
             accel: Accel::Tcg,
             dirty_kib_per_s: DIRTY_KIB_PER_S,
+            first_dirty_kib_per_s: None,
             machine: "pc".to_owned(),
             workload: None,
             shared: None,
@@ -109,7 +112,7 @@ impl GuestFile {
         // On a busy machine an emulated timer fails the check that it ticks in time, and the kernel would give up.
         let append = format!(
             "console=ttyS0 loglevel=4 no_timer_check panic=0 load.dirty_kib={}{}{}",
-            options.dirty_kib_per_s,
+            options.first_dirty_kib_per_s.filter(|_| number == 1).unwrap_or(options.dirty_kib_per_s),
             options.workload.map_or(String::new(), |workload| workload.kernel_words(number)),
             options.shared.map_or(String::new(), |shared| shared.kernel_words(number))
         );

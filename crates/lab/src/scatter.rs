@@ -263,12 +263,24 @@ impl Agents {
 
     /// The same for `vmscatter migrate` or `plan`.
     pub(crate) fn command_of(&self, what: &str, session: &Session, settings: &Settings) -> Result<Command> {
+        self.command_for(what, session, settings, &Vec::from_iter(0..session.guests.len()))
+    }
+
+    /// The same for some of the guests.
+    pub(crate) fn command_for(
+        &self,
+        what: &str,
+        session: &Session,
+        settings: &Settings,
+        guests: &[usize],
+    ) -> Result<Command> {
         let mut command = Command::new(&self.program);
         command.arg(what).arg("--agent").arg(socket(&session.lab.source));
         for host in &session.lab.targets[..settings.hosts] {
             command.arg("--to").arg(format!("{}={}:{PORT}", host.name, host.link.address));
         }
-        for (index, guest) in session.guests.iter().enumerate() {
+        for index in guests.iter().copied() {
+            let guest = &session.guests[index];
             command.arg("--guest").arg(guest.file.write(&self.directory)?);
             if self.unpinned {
                 continue;

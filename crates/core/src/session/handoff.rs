@@ -20,6 +20,8 @@ pub struct QemuView {
     pub round: u64,
     /// `ram.mbps` in bytes a second: what the socket swallowed.
     pub apparent_bytes_per_s: f64,
+    /// `cpu-throttle-percentage`: by how much auto-converge slows the guest down.
+    pub throttle_percent: u8,
 }
 
 /// What to set.
@@ -31,10 +33,9 @@ pub struct SwitchoverLimits {
     pub avail_switchover_bandwidth: Option<u64>,
 }
 
-/// The limits for a VM that streams. `share` is what the link carries for it, in bytes a second; `max` the longest
-/// blackout that is allowed; `direct` says that QEMU has `avail-switchover-bandwidth` (8.2 on).
-pub fn switchover_limits(view: QemuView, share: f64, max: Duration, direct: bool) -> SwitchoverLimits {
-    let aim = aim(view.round, max);
+/// The limits for a VM that streams. `share` is what the link carries for it, in bytes a second; `aim` the
+/// blackout that is allowed now; `direct` says that QEMU has `avail-switchover-bandwidth` (8.2 on).
+pub fn switchover_limits(view: QemuView, share: f64, aim: Duration, direct: bool) -> SwitchoverLimits {
     if direct {
         let share = (share as u64).max(1);
         return SwitchoverLimits { downtime_limit_ms: millis(aim), avail_switchover_bandwidth: Some(share) };
@@ -44,7 +45,8 @@ pub fn switchover_limits(view: QemuView, share: f64, max: Duration, direct: bool
     SwitchoverLimits { downtime_limit_ms: millis(aim.mul_f64(scale)), avail_switchover_bandwidth: None }
 }
 
-fn aim(round: u64, max: Duration) -> Duration {
+/// What is aimed at in a round of QEMU's, of `max` at most: little at first, more when it goes on.
+pub fn patient_aim(round: u64, max: Duration) -> Duration {
     let doublings = round.saturating_sub(PATIENT_ROUNDS).min(16) as u32;
     DOWNTIME_AIM.saturating_mul(1 << doublings).min(max)
 }
@@ -63,34 +65,31 @@ mod tests {
     #[test]
     fn withholding_does_not_widen_the_stop() {
         // 1 GB/s swallowed, 125 MB/s carried: the bytes let through are what the link carries in the aim.
-        let view = QemuView { round: 2, apparent_bytes_per_s: 1e9 };
-        let limits = switchover_limits(view, LINK, DOWNTIME_MAX, false);
+        let view = QemuView { round: 2, apparent_bytes_per_s: 1e9, throttle_percent: 0 };
+        let limits = switchover_limits(view, LINK, DOWNTIME_AIM, false);
         let pending = view.apparent_bytes_per_s * limits.downtime_limit_ms as f64 / 1e3;
         assert!(pending <= LINK * DOWNTIME_AIM.as_secs_f64() + 1e6, "{limits:?}");
     }
 
     #[test]
     fn no_stop_in_the_first_round() {
-        let view = QemuView { round: 1, apparent_bytes_per_s: 2e9 };
+        let view = QemuView { round: 1, apparent_bytes_per_s: 2e9, throttle_percent: 0 };
         assert_eq!(switchover_limits(view, LINK, DOWNTIME_MAX, false).downtime_limit_ms, 1);
     }
 
     #[test]
     fn a_guest_that_keeps_dirtying_gets_more_and_never_more_than_allowed() {
-        let at = |round| {
-            let view = QemuView { round, apparent_bytes_per_s: LINK };
-            switchover_limits(view, LINK, DOWNTIME_MAX, false).downtime_limit_ms
-        };
-        assert_eq!(at(2), 20);
-        assert_eq!(at(5), 40);
-        assert_eq!(at(200), 300);
+        let at = |round| patient_aim(round, DOWNTIME_MAX);
+        assert_eq!(at(2), Duration::from_millis(20));
+        assert_eq!(at(5), Duration::from_millis(40));
+        assert_eq!(at(200), DOWNTIME_MAX);
         assert!((2..200).all(|round| at(round) <= at(round + 1)));
     }
 
     #[test]
     fn newer_qemu_is_told_the_share() {
-        let view = QemuView { round: 2, apparent_bytes_per_s: 9e9 };
-        let limits = switchover_limits(view, LINK, DOWNTIME_MAX, true);
+        let view = QemuView { round: 2, apparent_bytes_per_s: 9e9, throttle_percent: 0 };
+        let limits = switchover_limits(view, LINK, DOWNTIME_AIM, true);
         assert_eq!(limits.avail_switchover_bandwidth, Some(125_000_000));
         assert_eq!(limits.downtime_limit_ms, 20);
     }

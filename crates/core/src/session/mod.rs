@@ -5,10 +5,13 @@
 //! - [`TargetSession`]: the same at a target; [`TargetVm`]: one VM's stream there
 //! - [`Addresses`]: which target sets the multicast groups serve, at the source, and who joins and leaves them when
 //! - [`FrameQueues`]: whose frames come next
-//! - [`handoff`]: when QEMU may stop a guest
+//! - [`handoff`]: when QEMU may stop a guest; [`convergence`]: whether its rounds get there, and when it is given up;
+//!   [`deadlines`]: how long it may stay in the stages besides
 //! - [`recovery`]: one end for every guest whose session did not bring it to one
 
 mod addresses;
+pub mod convergence;
+pub mod deadlines;
 mod frame_queues;
 pub mod handoff;
 mod memberships;

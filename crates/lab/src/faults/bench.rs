@@ -91,12 +91,20 @@ impl<'a> Bench<'a> {
 
     /// Starts `vmscatter migrate` with these options besides, and follows each guest to its target.
     pub(super) fn migrate(&self, options: &[&str]) -> Result<Running> {
-        let mut command: Command = self.agents.command(&self.session, self.settings)?;
+        self.migrate_some(&Vec::from_iter(0..self.session.guests.len()), options)
+    }
+
+    /// The same for some of the guests.
+    pub(super) fn migrate_some(&self, guests: &[usize], options: &[&str]) -> Result<Running> {
+        let mut command = self.agents.command_for("migrate", &self.session, self.settings, guests)?;
         let files = ["out", "err"].map(|name| self.session.lab.directory().join(format!("migrate.{name}")));
         command.args(options).stdin(Stdio::null());
         command.stdout(File::create(&files[0])?).stderr(File::create(&files[1])?);
         let ended = Arc::new(AtomicBool::new(false));
         let twins = self.session.guests.iter().enumerate().map(|(index, guest)| {
+            if !guests.contains(&index) {
+                return thread::spawn(|| None);
+            }
             let host = self.target(index);
             let sockets = [guest.file.serial(host), guest.file.monitor(host)];
             for socket in &sockets {

@@ -4,6 +4,7 @@
 //! ticks go on without a gap, its data is whole, and one that stayed has its migration parameters as they were.
 
 mod bench;
+mod busy;
 mod scenarios;
 
 use std::time::Instant;
@@ -32,11 +33,15 @@ pub enum Scenario {
     SourceDies,
     /// Targets that can't take a guest.
     BadMachine,
+    /// A guest that dirties memory faster than it can be sent: given up, by default and at a deadline; then throttled.
+    Busy,
+    /// The same guest, which may stand for longer.
+    BusyMayStand,
 }
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
@@ -44,6 +49,8 @@ impl Scenario {
         Self::TargetDies,
         Self::SourceDies,
         Self::BadMachine,
+        Self::Busy,
+        Self::BusyMayStand,
     ];
 
     /// Its name on the command line.
@@ -56,6 +63,8 @@ impl Scenario {
             Self::TargetDies => "target-dies",
             Self::SourceDies => "source-dies",
             Self::BadMachine => "bad-machine",
+            Self::Busy => "busy",
+            Self::BusyMayStand => "busy-may-stand",
         }
     }
 
@@ -68,7 +77,18 @@ impl Scenario {
             Self::TargetDies => scenarios::target_dies(bench),
             Self::SourceDies => scenarios::source_dies(bench),
             Self::BadMachine => scenarios::bad_machine(bench),
+            Self::Busy => busy::gives_up_or_throttles(bench),
+            Self::BusyMayStand => busy::may_stand(bench),
         }
+    }
+
+    /// What the lab is like in which it is played.
+    fn settings(self, settings: &Settings) -> Settings {
+        let mut settings = settings.clone();
+        if matches!(self, Self::Busy | Self::BusyMayStand) {
+            settings.guest.first_dirty_kib_per_s = Some(busy::DIRTY_KIB_PER_S);
+        }
+        settings
     }
 }
 
@@ -90,16 +110,17 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> Result<bool> {
     let assets = Assets::prepare()?;
     let mut all_well = true;
     for scenario in scenarios {
-        let mut bench = Bench::start(settings, &assets, &progress)?;
+        let settings = scenario.settings(settings);
+        let mut bench = Bench::start(&settings, &assets, &progress)?;
         progress.step(scenario.name());
         let since = Instant::now();
         let result = scenario.play(&mut bench);
         let took = since.elapsed().as_secs_f64();
         match result {
-            Ok(()) => println!("{:<14}ok ({took:.1} s)", scenario.name()),
+            Ok(()) => println!("{:<16}ok ({took:.1} s)", scenario.name()),
             Err(error) => {
                 all_well = false;
-                println!("{:<14}FAILED {error:#} ({took:.1} s)\n{}", scenario.name(), bench.last_words());
+                println!("{:<16}FAILED {error:#} ({took:.1} s)\n{}", scenario.name(), bench.last_words());
             }
         }
     }

@@ -4,6 +4,7 @@
 //! Files are read and written by the command line, so that the agent opens no path because somebody asked it to.
 //! A request is checked on both sides by the same [`MigrateRequest::check`].
 
+mod convergence;
 mod placement;
 mod recovery;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
 
+pub use convergence::ConvergenceRequest;
 pub use placement::{Pin, PlacementRules};
 pub use recovery::{ForceSide, RecoverRequest, RecoveredVm, UnfinishedStatus};
 
@@ -86,6 +88,9 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// What is done about guests that dirty faster than their streams carry.
+    #[serde(default)]
+    pub convergence: ConvergenceRequest,
     /// Multicast groups that target sets share, [`GROUPS_DEFAULT`] unless given.
     #[serde(default)]
     pub groups: Option<usize>,
@@ -296,6 +301,7 @@ impl MigrateRequest {
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
         }
+        self.convergence.check()?;
         check_groups(self.groups)?;
         check_collect_cpu(self.collect_cpu_percent)?;
         if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {

@@ -1,6 +1,7 @@
 //! What can be said on the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -172,6 +173,8 @@ pub(super) struct MigrateOptions {
     /// Guests that may be on their way at once.
     #[arg(long, value_name = "N")]
     pub(super) parallel: Option<usize>,
+    #[command(flatten)]
+    pub(super) convergence: ConvergenceOptions,
     /// Multicast groups; sets of targets beyond so many share them, one after the other (up to 64).
     #[arg(long, value_name = "K", default_value_t = GROUPS_DEFAULT)]
     pub(super) groups: usize,
@@ -188,6 +191,22 @@ pub(super) struct MigrateOptions {
     pub(super) hold_before_cont: Option<PathBuf>,
     #[command(flatten)]
     pub(super) view: ViewOptions,
+}
+
+/// What is done about guests that dirty their memory faster than it can be sent.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Guests that do not converge")]
+pub(super) struct ConvergenceOptions {
+    /// Throttle a guest that dirties memory faster than its stream carries it, until it can be handed over.
+    #[arg(long)]
+    pub(super) auto_converge: bool,
+    /// How long a guest may stand at its hand-over [default: 300ms; less is aimed at first].
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) max_downtime: Option<Duration>,
+    /// Leave a guest at the source that can't be handed over so long after its stream began [default: its rounds after the first
+    /// may take twice as long as that, and a minute at least].
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) deadline: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

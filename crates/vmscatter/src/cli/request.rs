@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::options::{MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
 use super::units::{Host, SavedTarget, TargetOption};
@@ -9,8 +10,8 @@ use crate::agent::config::{os_text, read_bounded};
 use crate::agent::guest_file::GuestFile;
 use crate::agent::input::BadInput;
 use crate::agent::protocol::{
-    GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
-    TargetSpec,
+    ConvergenceRequest, GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest,
+    REQUEST_BYTES_MAX, ScanRequest, TargetSpec,
 };
 use crate::plan::place::Target;
 use crate::plan::saved::Question;
@@ -29,6 +30,11 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
+        convergence: ConvergenceRequest {
+            auto_converge: options.convergence.auto_converge,
+            max_downtime_ms: options.convergence.max_downtime.map(millis),
+            deadline_ms: options.convergence.deadline.map(millis),
+        },
         groups: Some(options.groups),
         unsorted_groups: options.unsorted_groups,
         collect_cpu_percent: options.collect.cpu_percent,
@@ -104,6 +110,10 @@ pub(super) fn scan(options: &ScanOptions) -> Result<LocalRequest, BadInput> {
     };
     request.check()?;
     Ok(LocalRequest::Scan(request))
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn read_guests(paths: &[PathBuf]) -> Result<Vec<GuestText>, BadInput> {

@@ -1,6 +1,7 @@
-//! Values of options: targets, pins, rates, compression. Errors say what is wrong; clap says with which option.
+//! Values of options: targets, pins, rates, times, compression. Errors say what is wrong; clap says with which option.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::agent::input::is_host_name;
 use crate::agent::protocol::{Compression, Pin, ZSTD_LEVEL_DEFAULT};
@@ -145,6 +146,22 @@ pub(crate) fn bandwidth(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A span of time: `500ms`, `2.5s`, `10min`, `1h`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 4] = [("ms", 1e-3), ("min", 60.0), ("s", 1.0), ("h", 3600.0)];
+    let (number, factor) = UNITS
+        .iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)))
+        .ok_or("has no unit: ms, s, min or h")?;
+    let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    match number.parse::<f64>() {
+        Ok(number) if plain && number > 0.0 && number * factor <= 1e9 => {
+            Ok(Duration::from_secs_f64(number * factor))
+        }
+        _ => Err(format!("'{number}' is no number that makes sense as a time")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +210,16 @@ mod tests {
             "99999tbit",
         ] {
             assert!(bandwidth(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [("500ms", 500), ("2.5s", 2_500), ("10min", 600_000), ("1h", 3_600_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "1", "ms", "-1s", "0s", "1e3s", "infs", "1 s", "1d", "99999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -81,6 +81,8 @@ pub struct MigrationInfo {
     pub status: MigrationStatus,
     /// RAM counters, while it is under way and after.
     pub ram: Option<RamStats>,
+    /// By how many percent auto-converge slows the guest down.
+    pub cpu_throttle_percentage: u8,
     /// Why it failed.
     pub error_desc: Option<String>,
     /// Why a migration would be refused (6.0 on).

@@ -127,6 +127,12 @@ pub struct GuestOutcome {
     pub pages: PageCounts,
     /// Its stream's bytes on the wire, as sealed.
     pub unicast_bytes: u64,
+    /// Bytes of memory a second that it dirtied while its stream flowed, a page once a round; `None` if that was not measured.
+    #[serde(default)]
+    pub dirty_bytes_per_s: Option<f64>,
+    /// By how many percent `--auto-converge` slowed it down at most; `None`: not at all.
+    #[serde(default)]
+    pub throttled_percent: Option<u8>,
 }
 
 /// What left the source by multicast, and what was to do besides.
@@ -400,6 +406,8 @@ pub(crate) mod tests {
             reason: (!status.moved()).then(|| "because".into()),
             pages: PageCounts { total: 10, withheld: 4, sent: 5, zero: 1 },
             unicast_bytes: 20_480,
+            dirty_bytes_per_s: None,
+            throttled_percent: None,
         }
     }
 

@@ -121,6 +121,9 @@ fn guest_line(outcome: &GuestOutcome) -> String {
         if let Some(ms) = outcome.downtime_ms {
             text.push_str(&format!(", downtime {ms:.0} ms"));
         }
+        if let Some(percent) = outcome.throttled_percent {
+            text.push_str(&format!(", throttled by up to {percent} %"));
+        }
         text.push_str(if outcome.verified { ", verified" } else { ", NOT VERIFIED" });
     } else {
         let stays = if outcome.status == GuestStatus::InDoubt { "" } else { " stays:" };
@@ -232,6 +235,9 @@ mod tests {
         assert_eq!(plain(&JobEvent::Progress(Progress::default())), None);
         let moved = plain(&JobEvent::Guest(guest("vm1", GuestStatus::Running))).unwrap();
         assert_eq!(moved, "vm1: running at t1, downtime 12 ms, verified");
+        let throttled = GuestOutcome { throttled_percent: Some(70), ..guest("vm1", GuestStatus::Running) };
+        let line = plain(&JobEvent::Guest(throttled)).unwrap();
+        assert_eq!(line, "vm1: running at t1, downtime 12 ms, throttled by up to 70 %, verified");
         let stayed = plain(&JobEvent::Guest(guest("vm1", GuestStatus::Failed))).unwrap();
         assert_eq!(stayed, "vm1: failed, stays: because");
     }

@@ -5,41 +5,31 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use vmscatter_core::journal::{SourceStep, Step, VmKey};
-use vmscatter_core::session::handoff::{DOWNTIME_MAX, switchover_limits};
+use vmscatter_core::session::convergence::{Convergence, ConvergencePolicy};
 use vmscatter_core::session::{SourceAction, SourceSession, VmStage};
 use vmscatter_core::wire::control::{Message, Uuid};
 
-use super::guest::{Monitor, SourceGuest, ended};
+use super::guest::SourceGuest;
 use super::link::TargetLink;
 use super::milestones::Milestones;
 use super::scatter::ScatterThread;
 use super::stream::{Stream, StreamEvent};
 use crate::agent::cancel::CancelToken;
-use crate::agent::guest_file::format_uuid;
 use crate::agent::input::one_line;
 use crate::agent::jobs::EventSink;
 use crate::agent::journal::Journal;
 use crate::qemu::qmp::QmpEvent;
 use crate::recovery::Live;
-use crate::report::event::{JobEvent, Phase, Progress};
-use crate::report::outcome::{GuestOutcome, GuestStatus, PageCounts};
+use crate::report::event::{JobEvent, Phase};
 
-/// How often a streaming guest's switchover limits follow what QEMU says.
-const TUNE: Duration = Duration::from_millis(50);
-/// How often progress is told.
-const TELL: Duration = Duration::from_millis(250);
-/// From STOP until the target votes; then the socket is closed, and the guest goes on.
-const STOPPED_MAX: Duration = Duration::from_secs(30);
-/// A QEMU that has closed its monitor has ended by then, if it ends.
-const END_MAX: Duration = Duration::from_secs(5);
-/// A guest whose stream has made no progress for this long stays.
-const STALL_MAX: Duration = Duration::from_secs(60);
+/// How often progress is told, and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(250);
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -75,10 +65,12 @@ pub(super) struct Vm {
     pub(super) stream: Arc<Stream>,
     pub(super) target: u16,
     pub(super) times: Times,
+    /// Whether its rounds get anywhere, once its stream flows.
+    pub(super) convergence: Option<Arc<Mutex<Convergence>>>,
     /// The scatter has settled what it holds.
     settled: bool,
     /// Its turn came before that.
-    stream_due: bool,
+    pub(super) stream_due: bool,
     socket_open: bool,
     /// Its end has been told.
     told: bool,
@@ -87,16 +79,33 @@ pub(super) struct Vm {
     /// The end that the session has found for it is not quite carried out.
     unsettled: bool,
     /// Time that the journal took of the blackout.
-    journal: Duration,
+    pub(super) journal: Duration,
 }
 
 /// When what happened to a VM.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     /// STOP, in microseconds since the Unix epoch.
     pub(super) stopped_unix_us: u64,
-    stopped: Option<Instant>,
-    streaming: Option<Instant>,
+    /// QEMU has stopped the guest for its last pages.
+    pub(super) stopped: Option<Instant>,
+    /// QEMU was told to migrate: from then on it logs what the guest writes.
+    pub(super) opened: Option<Instant>,
+    pub(super) streaming: Option<Instant>,
+    /// The stage that it is in, and since when.
+    pub(super) stage: (VmStage, Instant),
+}
+
+impl Times {
+    fn new() -> Times {
+        Times {
+            stopped_unix_us: 0,
+            stopped: None,
+            opened: None,
+            streaming: None,
+            stage: (VmStage::Waiting, Instant::now()),
+        }
+    }
 }
 
 impl Vm {
@@ -105,7 +114,8 @@ impl Vm {
             guest,
             stream,
             target,
-            times: Times::default(),
+            times: Times::new(),
+            convergence: None,
             settled: false,
             stream_due: false,
             socket_open: false,
@@ -131,6 +141,12 @@ pub(super) struct Actor {
     pub(super) sink: EventSink,
     pub(super) hold_before_cont: Option<PathBuf>,
     pub(super) streams_max: usize,
+    /// What is allowed to guests that dirty faster than their streams carry.
+    pub(super) policy: ConvergencePolicy,
+    /// They are throttled.
+    pub(super) auto_converge: bool,
+    /// From which times are counted.
+    pub(super) start: Instant,
     pub(super) milestones: Milestones,
     pub(super) tasks: JoinSet<()>,
     pub(super) finished: bool,
@@ -140,7 +156,7 @@ pub(super) struct Actor {
 impl Actor {
     /// Runs until every VM has found its end.
     pub(super) async fn run(&mut self, cancel: &CancelToken) {
-        let mut tick = tokio::time::interval(TELL);
+        let mut tick = tokio::time::interval(TICK);
         self.perform_all();
         while !self.finished {
             tokio::select! {
@@ -212,49 +228,16 @@ impl Actor {
         }
         for vm in 0..self.vms.len() as u16 {
             use VmStage::{Done, Failed, InDoubt, Leaving};
-            let ended = matches!(self.session.stage(vm), Some(Leaving | Done | Failed | InDoubt));
+            let Some(stage) = self.session.stage(vm) else { continue };
+            let times = &mut self.vms[usize::from(vm)].times;
+            if times.stage.0 != stage {
+                times.stage = (stage, Instant::now());
+            }
+            let ended = matches!(stage, Leaving | Done | Failed | InDoubt);
             if ended && !std::mem::replace(&mut self.vms[usize::from(vm)].told, true) {
                 self.milestones.running();
                 self.sink.emit(JobEvent::Guest(self.guest_outcome(vm)));
             }
-        }
-    }
-
-    /// What has become of a VM by now.
-    pub(super) fn guest_outcome(&self, vm: u16) -> GuestOutcome {
-        let state = &self.vms[usize::from(vm)];
-        let link = &self.links[usize::from(state.target)];
-        let stage = self.session.stage(vm);
-        let moved = matches!(stage, Some(VmStage::Leaving | VmStage::Done));
-        let (resumed_us, target_journal_us) = self.session.resumed(vm);
-        let journal_ms = state.journal.as_secs_f64() * 1e3 + target_journal_us as f64 / 1e3;
-        let status = match (moved, state.guest.paused) {
-            (true, false) => GuestStatus::Running,
-            (true, true) => GuestStatus::Paused,
-            (false, _) if stage == Some(VmStage::InDoubt) => GuestStatus::InDoubt,
-            (false, _) if self.cancelled => GuestStatus::Cancelled,
-            (false, _) => GuestStatus::Failed,
-        };
-        let stopped_us = state.times.stopped_unix_us;
-        let downtime = (moved && !state.guest.paused && stopped_us > 0 && resumed_us >= stopped_us)
-            .then(|| (resumed_us - stopped_us) as f64 / 1e3);
-        let counts = state.stream.with(|stream| stream.counts());
-        GuestOutcome {
-            name: state.guest.name.clone(),
-            uuid: format_uuid(&state.guest.uuid),
-            target: Some(link.name().to_owned()),
-            status,
-            verified: moved,
-            downtime_ms: downtime,
-            journal_ms: moved.then_some(journal_ms),
-            reason: self.session.failure(vm).map(str::to_owned),
-            pages: PageCounts {
-                total: state.guest.bytes() / vmscatter_core::page::PAGE_SIZE as u64,
-                withheld: counts.withheld,
-                sent: counts.sent,
-                zero: counts.zero,
-            },
-            unicast_bytes: link.vm_bytes(vm),
         }
     }
 
@@ -362,6 +345,8 @@ impl Actor {
             StreamEvent::Held => self.head_written(vm),
             StreamEvent::RamEnded(digest) => {
                 self.milestones.ram_ended();
+                // Of a guest that was paused before, QEMU says no STOP.
+                self.vms[usize::from(vm)].times.stopped.get_or_insert_with(Instant::now);
                 self.session.ram_ended(vm, digest);
             }
             StreamEvent::Failed(reason) => {
@@ -370,119 +355,9 @@ impl Actor {
         }
     }
 
-    fn qmp_event(&mut self, vm: u16, event: &QmpEvent) {
-        let status = event.data["status"].as_str();
-        match (event.name.as_str(), status) {
-            ("STOP", _) => {
-                self.session.source_stopped(vm);
-                let state = &mut self.vms[usize::from(vm)];
-                state.times.stopped_unix_us = event.time_us;
-                state.times.stopped = Some(Instant::now());
-                state.stream.hurry();
-                if self.session.stage(vm) == Some(VmStage::Streaming) {
-                    self.tell_phase(vm, Phase::HandOff);
-                }
-            }
-            ("MIGRATION", Some("completed")) => self.session.completed(vm),
-            ("MIGRATION", Some("failed")) => {
-                self.session.source_resumed(vm);
-                self.migration_failed(vm);
-            }
-            ("RESUME", _) => self.session.source_resumed(vm),
-            // Behind the end of RAM the guest is stopped; then it is QEMU that is told to end.
-            ("SHUTDOWN", _) if !self.ram_has_ended(vm) => {
-                self.session.failed(vm, "the guest shut down".to_owned());
-            }
-            ("GUEST_PANICKED", _) if !self.ram_has_ended(vm) => {
-                self.session.failed(vm, "the guest panicked".to_owned());
-            }
-            (CLOSED, _) => self.monitor_closed(vm),
-            _ => {}
-        }
-    }
-
-    fn ram_has_ended(&self, vm: u16) -> bool {
-        self.session.stage(vm).is_some_and(|stage| stage >= VmStage::RamEnded)
-    }
-
-    /// QEMU closes its monitor when it ends. What that means for the guest follows only if it does end.
-    fn monitor_closed(&mut self, vm: u16) {
-        let process = self.vms[usize::from(vm)].guest.process;
-        self.task(vm, async move {
-            let gone = match process {
-                Some(process) => ended(process, END_MAX).await,
-                None => false,
-            };
-            Some(if gone {
-                TaskEnd::Gone
-            } else {
-                TaskEnd::Failed("the source QEMU has closed its monitor".to_owned())
-            })
-        });
-    }
-
-    /// QEMU says why, if it is asked.
-    fn migration_failed(&mut self, vm: u16) {
-        let monitor = self.vms[usize::from(vm)].guest.monitor.clone();
-        self.task(vm, async move {
-            let reason = monitor.migration_error().await;
-            Some(TaskEnd::Failed(match reason {
-                Some(reason) => format!("QEMU's migration failed: {reason}"),
-                None => "QEMU's migration failed".to_owned(),
-            }))
-        });
-    }
-
     fn tick(&mut self) {
-        for vm in 0..self.vms.len() as u16 {
-            let times = self.vms[usize::from(vm)].times;
-            let stage = self.session.stage(vm);
-            let waiting = stage.is_some_and(|stage| stage < VmStage::Releasing);
-            if waiting && times.stopped.is_some_and(|at| at.elapsed() > STOPPED_MAX) {
-                self.session.failed(
-                    vm,
-                    format!("the target did not load within {} s of STOP", STOPPED_MAX.as_secs()),
-                );
-            }
-            if let Some(progress) = self.progress(vm) {
-                self.sink.emit(JobEvent::Progress(progress));
-            }
-        }
-        self.sink.emit(JobEvent::Progress(self.total()));
-    }
-
-    fn progress(&self, vm: u16) -> Option<Progress> {
-        let state = &self.vms[usize::from(vm)];
-        state.times.streaming?;
-        let counts = state.stream.with(|stream| stream.counts());
-        let bytes = |pages: u64| pages * vmscatter_core::page::PAGE_SIZE as u64;
-        Some(Progress {
-            guest: Some(state.guest.name.clone()),
-            total_bytes: state.guest.bytes(),
-            done_bytes: bytes(counts.withheld + counts.sent + counts.zero).min(state.guest.bytes()),
-            withheld_bytes: bytes(counts.withheld),
-            unicast_bytes: self.links[usize::from(state.target)].vm_bytes(vm),
-            multicast_bytes: 0,
-        })
-    }
-
-    /// Counters of the whole job.
-    fn total(&self) -> Progress {
-        let scatter = self.scatter.counters();
-        let mut total = Progress { multicast_bytes: scatter.multicast_bytes, ..Progress::default() };
-        for vm in 0..self.vms.len() as u16 {
-            total.total_bytes += self.vms[usize::from(vm)].guest.bytes();
-            if let Some(progress) = self.progress(vm) {
-                total.done_bytes += progress.done_bytes;
-                total.withheld_bytes += progress.withheld_bytes;
-            }
-        }
-        total.unicast_bytes = self.links.iter().map(|link| link.sent_bytes()).sum();
-        total
-    }
-
-    fn tell_phase(&self, vm: u16, phase: Phase) {
-        self.sink.emit(JobEvent::Phase { guest: Some(self.vms[usize::from(vm)].guest.name.clone()), phase });
+        self.check_deadlines();
+        self.tell_progress();
     }
 
     fn perform(&mut self, action: SourceAction) {
@@ -530,7 +405,7 @@ impl Actor {
     }
 
     /// Runs something about a guest's monitor beside the loop.
-    fn task(&mut self, vm: u16, work: impl Future<Output = Option<TaskEnd>> + Send + 'static) {
+    pub(super) fn task(&mut self, vm: u16, work: impl Future<Output = Option<TaskEnd>> + Send + 'static) {
         let events = self.to_events.clone();
         self.tasks.spawn(async move {
             if let Some(end) = work.await {
@@ -548,26 +423,12 @@ impl Actor {
             return self.session.failed(vm, format!("{}: {error}", state.guest.socket.display()));
         }
         state.socket_open = true;
+        state.times.opened = Some(Instant::now());
         let (monitor, socket) = (state.guest.monitor.clone(), state.guest.socket.clone());
+        let auto_converge = self.auto_converge;
         self.task(vm, async move {
-            let told = monitor.migrate(&socket).await;
+            let told = monitor.migrate(&socket, auto_converge).await;
             told.err().map(|error| TaskEnd::Failed(error.to_string()))
-        });
-    }
-
-    /// The stream is released, and a task follows QEMU's view of it until the guest stops.
-    fn start_stream(&mut self, vm: u16) {
-        self.milestones.streaming(self.links.iter().map(|link| link.sent_bytes()).sum());
-        self.tell_phase(vm, Phase::Stream);
-        let state = &mut self.vms[usize::from(vm)];
-        state.stream_due = false;
-        state.times.streaming = Some(Instant::now());
-        let (monitor, stream) = (state.guest.monitor.clone(), state.stream.clone());
-        let share = self.scatter.link_bytes_per_s() / self.streams_max as f64;
-        self.task(vm, async move {
-            let released = stream.clone();
-            let _ = tokio::task::spawn_blocking(move || released.release()).await;
-            follow(&monitor, &stream, share).await.err().map(TaskEnd::Failed)
         });
     }
 
@@ -620,38 +481,6 @@ impl Actor {
                 state.unsettled |= step == SourceStep::Done;
                 self.session.not_journaled(vm, step, &error.to_string());
             }
-        }
-    }
-}
-
-/// Name of the event with which a monitor's end is told.
-pub(super) const CLOSED: &str = "VMSCATTER_MONITOR_CLOSED";
-
-/// Sets QEMU's switchover limits as its rounds go on, until RAM has ended or the stream is closed.
-async fn follow(monitor: &Monitor, stream: &Stream, share: f64) -> Result<(), String> {
-    let direct = monitor.takes_switchover_bandwidth();
-    monitor.full_speed().await.map_err(|e| e.to_string())?;
-    let (mut last, mut seen, mut moved) = (None, 0, Instant::now());
-    loop {
-        tokio::time::sleep(TUNE).await;
-        let (ended, counts) = stream.with(|stream| (stream.final_digest().is_some(), stream.counts()));
-        if ended || stream.is_closed() {
-            return Ok(());
-        }
-        let total = counts.withheld + counts.sent + counts.zero;
-        if total != seen {
-            (seen, moved) = (total, Instant::now());
-        } else if moved.elapsed() > STALL_MAX {
-            return Err(format!("the stream has stood still for {} s", STALL_MAX.as_secs()));
-        }
-        // A monitor that does not answer has a guest that is being stopped, most of all.
-        let Ok(Ok(Some(view))) = tokio::time::timeout(Duration::from_secs(1), monitor.view()).await else {
-            continue;
-        };
-        let limits = switchover_limits(view, share, DOWNTIME_MAX, direct);
-        if last != Some(limits) {
-            last = Some(limits);
-            let _ = tokio::time::timeout(Duration::from_secs(1), monitor.limit_switchover(limits)).await;
         }
     }
 }

@@ -14,9 +14,10 @@ use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Contact, Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
-use super::actor::{Actor, CLOSED, Event, Vm};
+use super::actor::{Actor, Event, Vm};
 use super::collect::Collected;
 use super::encode::EncodePool;
+use super::events::CLOSED;
 use super::groups::Groups;
 use super::guest::{SourceGuest, in_flight_limit};
 use super::link::TargetLink;
@@ -243,6 +244,9 @@ impl Run {
             sink: self.sink.clone(),
             hold_before_cont: self.request.hold_before_cont.clone(),
             streams_max: STREAMS_MAX,
+            policy: self.request.convergence.policy(),
+            auto_converge: self.request.convergence.auto_converge,
+            start: self.start,
             milestones,
             tasks: JoinSet::new(),
             finished: false,

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! - [`waves`](run_migrate): a migration, at once or in waves; `migrate`: each one's session; `prepare`: the phases before
-//!   it; `actor`: its loop once QEMUs migrate; `milestones`: what it measures for later predictions
+//!   it; `actor`: its loop once QEMUs migrate; `events`: what guests' monitors say meanwhile; `follow`: streams under way, and
+//!   every deadline; `telling`: what is said of guests; `milestones`: what is measured for later predictions
 //! - [`plan`](run_plan): the same phases, and what would follow; `sample`: how well guests' pages compress
 //! - `guest`: a guest's monitor and memory; [`collect`]: all guests' memory is read once, [`effort`]: with how much
 //!   of the processors; `scan`: and what is identical is shown
@@ -19,6 +20,8 @@ mod actor;
 pub mod collect;
 pub mod effort;
 mod encode;
+mod events;
+mod follow;
 mod groups;
 mod guest;
 mod link;
@@ -30,6 +33,7 @@ mod sample;
 mod scan;
 mod scatter;
 mod stream;
+mod telling;
 mod waves;
 
 pub use plan::run_plan;

@@ -93,6 +93,8 @@ impl Stop {
             reason: Some(reason),
             pages: PageCounts::default(),
             unicast_bytes: 0,
+            dirty_bytes_per_s: None,
+            throttled_percent: None,
         }
     }
 }

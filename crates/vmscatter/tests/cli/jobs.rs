@@ -112,6 +112,8 @@ fn guest(status: GuestStatus) -> GuestOutcome {
         reason: (!status.moved()).then(|| "the target\u{1b}[2J lacks memory".into()),
         pages: PageCounts { total: 100, withheld: 40, sent: 50, zero: 10 },
         unicast_bytes: 204_800,
+        dirty_bytes_per_s: None,
+        throttled_percent: None,
     }
 }
 
