@@ -41,6 +41,9 @@ pub const TRICKLE_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const IN_FLIGHT_SPAN: Duration = Duration::from_millis(20);
 /// Floor of the same, so that slow links still fill a frame.
 pub const IN_FLIGHT_BYTES_MIN: usize = 1024 * 1024;
+/// Streams of one session whose targets take too little, and that go on beside those that flow. Each has its own bytes in
+/// flight.
+pub const YIELDING_STREAMS_MAX: usize = 8;
 /// One control message, encoded.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// QEMU's header, configuration and RAM block list, before the first page.

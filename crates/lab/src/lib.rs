@@ -15,6 +15,7 @@ pub mod groups;
 pub mod guest;
 pub mod host;
 pub mod igmp;
+pub mod memory_limit;
 pub mod net;
 pub mod placement;
 pub mod predict;

@@ -142,6 +142,12 @@ impl Agents {
         Ok(())
     }
 
+    /// The process of an agent: the source's is number 0.
+    pub(crate) fn pid(&self, number: usize) -> Result<nix::unistd::Pid> {
+        let child = self.children.get(number).context("no such agent")?;
+        Ok(nix::unistd::Pid::from_raw(child.id().try_into()?))
+    }
+
     fn start_agent(&self, host: &Host, keys: &Path) -> Result<Child> {
         let file = |name: &str, extension: &str| keys.join(format!("{name}.{extension}"));
         let config = AgentConfig {

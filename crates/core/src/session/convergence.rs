@@ -19,7 +19,7 @@ pub const PATIENCE_FACTOR: u32 = 2;
 /// And this long in any case.
 pub const PATIENCE_MIN: Duration = Duration::from_secs(60);
 /// A stream in which QEMU has said nothing new for this long is given up.
-pub const STALL_MAX: Duration = Duration::from_secs(60);
+pub const STALL_MAX: Duration = Duration::from_secs(30);
 /// Rates are measured over whole rounds that last this long together.
 const WINDOW_MIN: Duration = Duration::from_millis(500);
 /// What a guest has dirtied in a round counts as less than before if it is below this share of it.

@@ -6,7 +6,7 @@
 //! - [`Addresses`]: which target sets the multicast groups serve, at the source, and who joins and leaves them when
 //! - [`FrameQueues`]: whose frames come next
 //! - [`handoff`]: when QEMU may stop a guest; [`convergence`]: whether its rounds get there, and when it is given up;
-//!   [`deadlines`]: how long it may stay in the stages besides
+//!   [`pace`]: whether its target takes what it has; [`deadlines`]: how long it may stay in the stages besides
 //! - [`recovery`]: one end for every guest whose session did not bring it to one
 
 mod addresses;
@@ -15,6 +15,7 @@ pub mod deadlines;
 mod frame_queues;
 pub mod handoff;
 mod memberships;
+pub mod pace;
 mod pages;
 pub mod recovery;
 pub mod sabotage;

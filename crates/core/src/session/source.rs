@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::pace::streams_free;
 use super::sabotage::{Rule, broken};
 use super::target_vm::digest_difference;
 use crate::journal::SourceStep;
@@ -132,6 +133,8 @@ struct Vm {
     gone: bool,
     /// The target has said that it has given the VM up.
     given_up: bool,
+    /// Its target takes too little: others may stream in its place.
+    slow: bool,
 }
 
 impl Vm {
@@ -176,6 +179,7 @@ impl SourceSession {
                 resumed: false,
                 gone: false,
                 given_up: false,
+                slow: false,
             };
             (vm, state)
         };
@@ -359,6 +363,16 @@ impl SourceSession {
             }
             (SourceStep::Done, VmStage::Leaving) => self.leave(vm),
             _ => {}
+        }
+    }
+
+    /// Whether the VM's target takes so little of its stream that another VM may stream in its place
+    /// ([`Pace`](super::pace::Pace)).
+    pub fn slow(&mut self, vm: u16, slow: bool) {
+        if let Some(state) = self.vms.get_mut(&vm)
+            && std::mem::replace(&mut state.slow, slow) != slow
+        {
+            self.advance();
         }
     }
 
@@ -572,9 +586,11 @@ impl SourceSession {
     /// Few streams flow at a time, so that each is short and little is dirtied meanwhile; a VM whose RAM has ended
     /// no longer needs the link.
     fn start_streams(&mut self) {
-        let flowing = self.vms.values().filter(|state| state.stage == VmStage::Streaming).count();
+        let flowing = || self.vms.values().filter(|state| state.stage == VmStage::Streaming);
+        let free =
+            streams_free(self.streams_max, flowing().count(), flowing().filter(|state| state.slow).count());
         let queued = self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Queued);
-        for (vm, state) in queued.take(self.streams_max.saturating_sub(flowing)) {
+        for (vm, state) in queued.take(free) {
             state.stage = VmStage::Streaming;
             self.actions.push_back(SourceAction::Journal { vm: *vm, step: SourceStep::Streaming });
             self.actions.push_back(SourceAction::Stream { vm: *vm });

@@ -101,6 +101,8 @@ struct Outbox {
     /// Plain sizes of those that are not, oldest first.
     in_flight: VecDeque<usize>,
     in_flight_bytes: usize,
+    /// Plain bytes that the target has written.
+    written_bytes: u64,
 }
 
 impl SourceVm {
@@ -128,6 +130,7 @@ impl SourceVm {
                 written_next: 0,
                 in_flight: VecDeque::new(),
                 in_flight_bytes: 0,
+                written_bytes: 0,
             },
             ram_ended: false,
         }
@@ -261,7 +264,9 @@ impl SourceVm {
             return Err(SourceVmError::NeverSent(next));
         }
         while outbox.written_next < next {
-            outbox.in_flight_bytes -= outbox.in_flight.pop_front().unwrap_or(0);
+            let bytes = outbox.in_flight.pop_front().unwrap_or(0);
+            outbox.in_flight_bytes -= bytes;
+            outbox.written_bytes += bytes as u64;
             outbox.written_next += 1;
         }
         Ok(())
@@ -270,6 +275,11 @@ impl SourceVm {
     /// Plain bytes read from the source QEMU that the target QEMU has not been given yet.
     pub fn in_flight_bytes(&self) -> usize {
         self.outbox.in_flight_bytes + self.outbox.building.len()
+    }
+
+    /// Plain bytes that the target QEMU has been given.
+    pub fn written_bytes(&self) -> u64 {
+        self.outbox.written_bytes
     }
 
     /// The target holds the header and the block list, so that frames can be scattered to this VM.

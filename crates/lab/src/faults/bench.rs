@@ -259,6 +259,13 @@ impl Ended {
         line.with_context(|| format!("it did not say {text:?}: {}", self.stderr.trim()))
     }
 
+    /// When it said that line, in seconds by its own clock.
+    pub(super) fn when(&self, text: &str) -> Result<f64> {
+        let line = self.line(text)?;
+        let time = line.trim_start_matches('[').split_once(" s]").map(|(time, _)| time.trim().parse());
+        Ok(time.with_context(|| format!("no time in {line:?}"))??)
+    }
+
     /// Its exit code is one of these.
     pub(super) fn exited(&self, codes: &[i32]) -> Result<()> {
         let known = self.code.is_some_and(|code| codes.contains(&code));

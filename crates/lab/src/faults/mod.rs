@@ -5,6 +5,7 @@
 
 mod bench;
 mod busy;
+mod neighbours;
 mod scenarios;
 
 use std::time::Instant;
@@ -15,6 +16,7 @@ use crate::assets::Assets;
 use crate::progress::Progress;
 use crate::session::Settings;
 use bench::Bench;
+use neighbours::Fault;
 
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +39,13 @@ pub enum Scenario {
     Busy,
     /// The same guest, which may stand for longer.
     BusyMayStand,
+    /// One target of three is a bad neighbour.
+    Neighbour(neighbours::Fault),
 }
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
@@ -51,6 +55,10 @@ impl Scenario {
         Self::BadMachine,
         Self::Busy,
         Self::BusyMayStand,
+        Self::Neighbour(Fault::HangsInScatter),
+        Self::Neighbour(Fault::HangsInStream),
+        Self::Neighbour(Fault::NoMemory),
+        Self::Neighbour(Fault::Loses),
     ];
 
     /// Its name on the command line.
@@ -65,10 +73,15 @@ impl Scenario {
             Self::BadMachine => "bad-machine",
             Self::Busy => "busy",
             Self::BusyMayStand => "busy-may-stand",
+            Self::Neighbour(Fault::HangsInScatter) => "target-hangs-in-scatter",
+            Self::Neighbour(Fault::HangsInStream) => "target-hangs",
+            Self::Neighbour(Fault::NoMemory) => "target-no-memory",
+            Self::Neighbour(Fault::Loses) => "target-loses",
         }
     }
 
-    fn play(self, bench: &mut Bench<'_>) -> Result<()> {
+    /// `usual` is what guests take whose neighbours are good, for those scenarios that need it.
+    fn play(self, bench: &mut Bench<'_>, usual: f64) -> Result<()> {
         match self {
             Self::Paused => scenarios::paused(bench),
             Self::Loss => scenarios::loss(bench),
@@ -79,14 +92,19 @@ impl Scenario {
             Self::BadMachine => scenarios::bad_machine(bench),
             Self::Busy => busy::gives_up_or_throttles(bench),
             Self::BusyMayStand => busy::may_stand(bench),
+            Self::Neighbour(fault) => neighbours::play(fault, bench, usual),
         }
     }
 
     /// What the lab is like in which it is played.
     fn settings(self, settings: &Settings) -> Settings {
         let mut settings = settings.clone();
-        if matches!(self, Self::Busy | Self::BusyMayStand) {
-            settings.guest.first_dirty_kib_per_s = Some(busy::DIRTY_KIB_PER_S);
+        match self {
+            Self::Busy | Self::BusyMayStand => {
+                settings.guest.first_dirty_kib_per_s = Some(busy::DIRTY_KIB_PER_S);
+            }
+            Self::Neighbour(_) => settings = Fault::settings(&settings),
+            _ => {}
         }
         settings
     }
@@ -109,18 +127,22 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> Result<bool> {
     let progress = Progress::default();
     let assets = Assets::prepare()?;
     let mut all_well = true;
+    let mut usual = None;
     for scenario in scenarios {
+        if matches!(scenario, Scenario::Neighbour(_)) && usual.is_none() {
+            usual = Some(neighbours::usual(settings, &assets, &progress)?);
+        }
         let settings = scenario.settings(settings);
         let mut bench = Bench::start(&settings, &assets, &progress)?;
         progress.step(scenario.name());
         let since = Instant::now();
-        let result = scenario.play(&mut bench);
+        let result = scenario.play(&mut bench, usual.unwrap_or(f64::NAN));
         let took = since.elapsed().as_secs_f64();
         match result {
-            Ok(()) => println!("{:<16}ok ({took:.1} s)", scenario.name()),
+            Ok(()) => println!("{:<25}ok ({took:.1} s)", scenario.name()),
             Err(error) => {
                 all_well = false;
-                println!("{:<16}FAILED {error:#} ({took:.1} s)\n{}", scenario.name(), bench.last_words());
+                println!("{:<25}FAILED {error:#} ({took:.1} s)\n{}", scenario.name(), bench.last_words());
             }
         }
     }

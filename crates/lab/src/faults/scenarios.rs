@@ -84,7 +84,7 @@ pub(super) fn target_dies(bench: &mut Bench<'_>) -> Result<()> {
     bench.kill_host(bench.target(1))?;
     let ended = running.end(SOON)?;
     ended.exited(&[3])?;
-    ended.line("vm2: failed, stays: host2: ")?;
+    ended.line("vm2: failed, stays: host2")?;
     bench.stayed(&ended, 1)?;
     bench.moved(&ended, 0)?;
     bench.moved(&ended, 2)

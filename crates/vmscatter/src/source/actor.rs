@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use vmscatter_core::journal::{SourceStep, Step, VmKey};
 use vmscatter_core::session::convergence::{Convergence, ConvergencePolicy};
+use vmscatter_core::session::pace::Pace;
 use vmscatter_core::session::{SourceAction, SourceSession, VmStage};
 use vmscatter_core::wire::control::{Message, Uuid};
 
@@ -67,6 +68,8 @@ pub(super) struct Vm {
     pub(super) times: Times,
     /// Whether its rounds get anywhere, once its stream flows.
     pub(super) convergence: Option<Arc<Mutex<Convergence>>>,
+    /// Whether its target takes what it has; from then on, too.
+    pub(super) pace: Option<Pace>,
     /// The scatter has settled what it holds.
     settled: bool,
     /// Its turn came before that.
@@ -116,6 +119,7 @@ impl Vm {
             target,
             times: Times::new(),
             convergence: None,
+            pace: None,
             settled: false,
             stream_due: false,
             socket_open: false,
@@ -293,9 +297,15 @@ impl Actor {
 
     fn target_lost(&mut self, target: u16, reason: &str) {
         let link = &self.links[usize::from(target)];
+        let reason = link.fault().unwrap_or_else(|| reason.to_owned());
         link.close();
         self.scatter.remove_target(target);
-        self.session.target_lost(target, &format!("{}: {reason}", link.name()));
+        // The control connection's own words begin with the peer.
+        let reason = match reason.starts_with(link.name()) {
+            true => reason,
+            false => format!("{}: {reason}", link.name()),
+        };
+        self.session.target_lost(target, &reason);
     }
 
     fn target_message(&mut self, target: u16, message: Message) {
@@ -356,6 +366,7 @@ impl Actor {
     }
 
     fn tick(&mut self) {
+        self.check_paces();
         self.check_deadlines();
         self.tell_progress();
     }

@@ -8,6 +8,7 @@ use vmscatter_core::page::PAGE_SIZE;
 use vmscatter_core::session::VmStage;
 use vmscatter_core::session::convergence::Convergence;
 use vmscatter_core::session::deadlines::{stage_limit, stopped_limit};
+use vmscatter_core::session::pace::Pace;
 use vmscatter_core::time::Time;
 
 use super::actor::{Actor, TaskEnd};
@@ -42,16 +43,32 @@ impl Actor {
         let pages = state.guest.bytes() / PAGE_SIZE as u64;
         let convergence = Convergence::new(self.policy, pages, share, direct, logged, self.time(now));
         let convergence = Arc::new(Mutex::new(convergence));
+        let pace = Pace::new(share, self.time(now));
         let state = &mut self.vms[usize::from(vm)];
         state.stream_due = false;
         state.times.streaming = Some(now);
         state.convergence = Some(convergence.clone());
+        state.pace = Some(pace);
         let start = self.start;
         self.task(vm, async move {
             let released = stream.clone();
             let _ = tokio::task::spawn_blocking(move || released.release()).await;
             follow(&monitor, &stream, &convergence, start).await.err().map(TaskEnd::Failed)
         });
+    }
+
+    /// Streams whose targets take too little make room for others.
+    pub(super) fn check_paces(&mut self) {
+        let now = self.time(Instant::now());
+        for vm in 0..self.vms.len() as u16 {
+            if self.session.stage(vm) != Some(VmStage::Streaming) {
+                continue;
+            }
+            let state = &mut self.vms[usize::from(vm)];
+            let Some(pace) = &mut state.pace else { continue };
+            let (carried, waits) = state.stream.pace();
+            self.session.slow(vm, pace.observe(now, carried, waits));
+        }
     }
 
     /// Gives up what has outstayed its time. None of it waits for a monitor: sockets are closed.
@@ -85,6 +102,11 @@ impl Actor {
         }
         if stage != VmStage::Streaming {
             return None;
+        }
+        if self.policy.deadline.is_none()
+            && let Some(crawls) = state.pace.as_ref().and_then(Pace::crawls)
+        {
+            return Some(crawls.to_string());
         }
         let records = records(&state.stream);
         let mut convergence = lock(state.convergence.as_ref()?);

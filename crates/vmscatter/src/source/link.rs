@@ -104,7 +104,7 @@ impl TargetLink {
         seal_piece(&mut key, header, payload, out).map(drop)
     }
 
-    /// Sends a stream frame's body; waits while the connection is full.
+    /// Sends a stream frame's body; never waits, so that encoders serve whichever target takes something.
     pub(super) fn send_stream(&self, vm: u16, seq: u64, body: &[u8], priority: Priority) {
         let mut header =
             PieceHeader::whole(PieceKind::Stream, self.own_set, self.session_tag, seq, body.len());
@@ -139,6 +139,11 @@ impl TargetLink {
     /// Bytes of one VM's stream so far, as sealed.
     pub(super) fn vm_bytes(&self, vm: u16) -> u64 {
         self.vm_bytes.lock().unwrap_or_else(|e| e.into_inner()).get(&vm).copied().unwrap_or(0)
+    }
+
+    /// What broke the data connection, if something did: the control connection is ended for it.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.data.fault().map(|fault| format!("data connection: {fault}"))
     }
 
     /// Ends the connections without taking leave: the target is to remember what it knows.

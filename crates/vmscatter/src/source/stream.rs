@@ -18,6 +18,8 @@ use crate::net::data::Priority;
 
 /// Read at once: many pages whole, few cut in two.
 const READ_BYTES: usize = 256 * 1024;
+/// Less than a page's worth would cut pages into crumbs.
+const ROOM_MIN: usize = 8192;
 /// QEMU connects at once after `migrate`.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// The thread looks up at least this often whether it is still wanted.
@@ -53,6 +55,16 @@ struct State {
     closed: bool,
     in_flight_limit: usize,
     priority: Priority,
+}
+
+impl State {
+    /// Bytes that may be read.
+    fn room(&self) -> usize {
+        match self.vm.is_held() {
+            true => self.vm.trickle_room(),
+            false => self.in_flight_limit.saturating_sub(self.vm.in_flight_bytes()),
+        }
+    }
 }
 
 impl Stream {
@@ -114,6 +126,12 @@ impl Stream {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// What the target has written of it, in plain bytes, and whether as much is in flight as may be.
+    pub(super) fn pace(&self) -> (u64, bool) {
+        let state = self.lock();
+        (state.vm.written_bytes(), state.room() < ROOM_MIN)
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -211,13 +229,8 @@ impl Stream {
             if state.closed {
                 return None;
             }
-            let room = if state.vm.is_held() {
-                state.vm.trickle_room()
-            } else {
-                state.in_flight_limit.saturating_sub(state.vm.in_flight_bytes())
-            };
-            // Less than a page's worth would cut pages into crumbs.
-            if room >= 8192 {
+            let room = state.room();
+            if room >= ROOM_MIN {
                 return Some(room);
             }
             state = self.changed.wait_timeout(state, LOOK_UP).unwrap_or_else(|e| e.into_inner()).0;

@@ -145,8 +145,8 @@ fn a_stream_that_stands_still_is_given_up_whatever_the_deadline() {
     let at = |span| Time::ZERO + seconds(span);
     machine.progress(at(5), 17);
     machine.progress(at(30), 17);
-    assert_eq!(machine.given_up(at(65)), None);
-    assert_eq!(machine.given_up(at(66)), Some(GivenUp::Stalled));
+    assert_eq!(machine.given_up(at(35)), None);
+    assert_eq!(machine.given_up(at(36)), Some(GivenUp::Stalled));
 }
 
 #[test]
