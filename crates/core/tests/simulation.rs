@@ -2,6 +2,8 @@
 
 mod sim;
 
+use std::time::Duration;
+
 use sim::{Plan, Rng, Tally, World};
 
 /// Runs seeds until one fails, whose number is printed.
@@ -13,6 +15,7 @@ fn run_seeds(seeds: impl Iterator<Item = u64>) -> Tally {
         total.moved += tally.moved;
         total.stayed += tally.stayed;
         total.in_doubt += tally.in_doubt;
+        total.late += tally.late;
         total.withheld += tally.withheld;
         total.sent += tally.sent;
     }
@@ -36,7 +39,27 @@ fn seeded_sessions_hold_the_rules() {
         // A simulation in which nothing moves, or nothing is withheld, would show nothing.
         assert!(total.moved > total.stayed && total.stayed > 0, "{total:?}");
         assert!(total.withheld > total.sent / 4, "{total:?}");
+        assert!(total.late > 0, "{total:?}");
     }
+}
+
+/// One slow incoming QEMU holds up nobody once it is waited for no longer; it comes after, without the scatter.
+#[test]
+fn a_late_twin_delays_nobody_and_comes_after() {
+    let slow = Duration::from_secs(3);
+    let mut plan = Plan::quiet(2, 4);
+    plan.slow_twin = Some((1, slow));
+    let all_wait = World::with_plan(plan, Rng::new(3)).run();
+    assert_eq!((all_wait.moved, all_wait.late), (4, 0));
+    assert!(Duration::from_micros(all_wait.first_us) > slow, "{all_wait:?}");
+    let mut plan = Plan::quiet(2, 4);
+    plan.slow_twin = Some((1, slow));
+    plan.wait_no_longer = Some(Duration::from_millis(50));
+    let tally = World::with_plan(plan, Rng::new(3)).run();
+    assert_eq!((tally.moved, tally.late), (4, 1));
+    assert!(Duration::from_micros(tally.first_us) < slow / 2, "{tally:?}");
+    assert!(Duration::from_micros(tally.last_us) > slow, "{tally:?}");
+    assert!(tally.withheld > 0 && tally.withheld < all_wait.withheld, "{tally:?} {all_wait:?}");
 }
 
 /// Rule: what several targets need leaves the source once, and reaches nobody else.

@@ -36,6 +36,11 @@ pub enum SourceAction {
         /// The VM.
         vm: u16,
     },
+    /// The VM is late: leave it out of the scatter, before that begins. Its pages go by its stream.
+    LeaveScatter {
+        /// The VM.
+        vm: u16,
+    },
     /// All VMs that can be are held: send what they share, then call [`SourceSession::scattered`].
     Scatter,
     /// The VM's scatter is closed: settle what it holds ([`SourceVm::scatter_closed`](super::SourceVm::scatter_closed)).
@@ -135,6 +140,8 @@ struct Vm {
     given_up: bool,
     /// Its target takes too little: others may stream in its place.
     slow: bool,
+    /// Its incoming QEMU, or its stream's begin, was not waited for: the scatter is not for it.
+    late: bool,
 }
 
 impl Vm {
@@ -180,6 +187,7 @@ impl SourceSession {
                 gone: false,
                 given_up: false,
                 slow: false,
+                late: false,
             };
             (vm, state)
         };
@@ -364,6 +372,43 @@ impl SourceSession {
             (SourceStep::Done, VmStage::Leaving) => self.leave(vm),
             _ => {}
         }
+    }
+
+    /// VMs that others wait for before the scatter can begin, and how many wait for them: (waiting, missing).
+    pub fn twins(&self) -> (usize, usize) {
+        if self.scatter != Scatter::NotYet {
+            return (0, 0);
+        }
+        let count = |stages: &[VmStage]| {
+            self.vms.values().filter(|state| !state.late && stages.contains(&state.stage)).count()
+        };
+        match count(&[VmStage::Waiting]) {
+            0 => (count(&[VmStage::Held]), count(&[VmStage::Prepared, VmStage::Opening])),
+            missing => (count(&[VmStage::Prepared]), missing),
+        }
+    }
+
+    /// Those that others wait for before the scatter can begin are late: the others go on. Gives back whom it concerns.
+    /// They come after, with all of their pages in their streams.
+    pub fn wait_no_longer(&mut self) -> Vec<u16> {
+        if self.scatter != Scatter::NotYet {
+            return Vec::new();
+        }
+        let waiting = self.vms.values().any(|state| !state.late && state.stage == VmStage::Waiting);
+        let is_missing = |state: &Vm| match waiting {
+            true => state.stage == VmStage::Waiting,
+            false => matches!(state.stage, VmStage::Prepared | VmStage::Opening),
+        };
+        let missing = self.vms.iter_mut().filter(|(_, state)| !state.late && is_missing(state));
+        let late: Vec<u16> = missing
+            .map(|(vm, state)| {
+                state.late = true;
+                *vm
+            })
+            .collect();
+        self.actions.extend(late.iter().map(|vm| SourceAction::LeaveScatter { vm: *vm }));
+        self.advance();
+        late
     }
 
     /// Whether the VM's target takes so little of its stream that another VM may stream in its place
@@ -551,9 +596,9 @@ impl SourceSession {
         }
     }
 
-    /// No source QEMU is told to migrate before each target has said what it can't take.
+    /// No source QEMU is told to migrate before each target has said what it can't take, unless it is late.
     fn open_prepared(&mut self) {
-        if self.vms.values().any(|state| state.stage == VmStage::Waiting) {
+        if self.vms.values().any(|state| state.stage == VmStage::Waiting && !state.late) {
             return;
         }
         for (vm, state) in self.vms.iter_mut().filter(|(_, state)| state.stage == VmStage::Prepared) {
@@ -563,8 +608,9 @@ impl SourceSession {
     }
 
     fn start_scatter(&mut self) {
-        let opening =
-            |state: &Vm| matches!(state.stage, VmStage::Waiting | VmStage::Prepared | VmStage::Opening);
+        let opening = |state: &Vm| {
+            !state.late && matches!(state.stage, VmStage::Waiting | VmStage::Prepared | VmStage::Opening)
+        };
         let any_held = self.vms.values().any(|state| state.stage == VmStage::Held);
         if self.scatter == Scatter::NotYet && any_held && !self.vms.values().any(opening) {
             self.scatter = Scatter::Running;

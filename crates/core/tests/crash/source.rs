@@ -236,6 +236,7 @@ impl World {
                 (source.migration, source.socket_open, source.changed) = (Migration::Active, true, true);
                 self.source_later(SourceEvent::Held(usize::from(vm)));
             }
+            SourceAction::LeaveScatter { .. } => {}
             SourceAction::Scatter => self.source_later(SourceEvent::Scattered),
             SourceAction::Settle { .. } => {}
             SourceAction::Stream { vm } => {

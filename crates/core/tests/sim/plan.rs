@@ -30,6 +30,9 @@ pub struct Plan {
     pub incoming_dies: Option<(Duration, u16)>,
     /// A target falls behind: it leaves the scatter while frames are on their way to it.
     pub falls_behind: Option<(Duration, u16)>,
+    /// A VM's incoming QEMU takes this long to start, and when the others wait for it no longer.
+    pub slow_twin: Option<(u16, Duration)>,
+    pub wait_no_longer: Option<Duration>,
     pub dirty_rates: Vec<usize>,
     pub paused: Vec<bool>,
     placement: Vec<u16>,
@@ -59,6 +62,8 @@ impl Plan {
             falls_behind: rng.one_in(3).then(|| {
                 (Duration::from_micros(5_000 + rng.below(80_000)), rng.below(u64::from(targets)) as u16)
             }),
+            slow_twin: rng.one_in(4).then(|| (rng.below(u64::from(vms)) as u16, moment(rng))),
+            wait_no_longer: rng.one_in(3).then(|| Duration::from_micros(rng.below(100_000))),
             dirty_rates: (0..vms).map(|_| rng.below(12) as usize).collect(),
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
@@ -83,6 +88,8 @@ impl Plan {
             cancel: None,
             incoming_dies: None,
             falls_behind: None,
+            slow_twin: None,
+            wait_no_longer: None,
             dirty_rates: vec![0; usize::from(vms)],
             paused: vec![false; usize::from(vms)],
             placement: (0..vms).map(|vm| vm % targets).collect(),
@@ -111,6 +118,7 @@ impl Plan {
         if let Some((at, target)) = self.falls_behind {
             faults.push((at, Event::FallsBehind(target)));
         }
+        faults.extend(self.wait_no_longer.map(|at| (at, Event::WaitNoLonger)));
         faults
     }
 

@@ -12,7 +12,7 @@ use vmscatter_core::placement::TargetId;
 use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
 use vmscatter_core::session::{
     AddressAction, AddressSet, Addresses, FrameQueues, RecordCounts, Scatterer, SessionKeys, SourceAction,
-    SourceSession, SourceVm, TargetAction,
+    SourceSession, SourceVm, TargetAction, VmStage,
 };
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
@@ -49,6 +49,8 @@ pub struct Source {
     sets: HashMap<u16, Set>,
     acked: HashSet<(u64, u16)>,
     bodies: HashMap<u64, Arc<[u8]>>,
+    /// VMs that the scatter is not for, as they were late.
+    late: HashSet<u16>,
     /// Targets whose reports no longer count.
     out_of_scatter: HashSet<u16>,
     sockets: Vec<bool>,
@@ -143,6 +145,7 @@ impl Source {
             sets,
             acked: HashSet::new(),
             bodies: HashMap::new(),
+            late: HashSet::new(),
             out_of_scatter: HashSet::new(),
             sockets: vec![false; qemus.len()],
             reported_end: vec![false; qemus.len()],
@@ -351,8 +354,8 @@ impl Source {
     fn fill_window(&mut self) {
         while self.sender.window_free() > 300 * 1024 || self.sender.is_idle() {
             let Some((set, plan)) = self.queues.take(&self.addresses) else { break };
-            let (session, qemus) = (&self.session, &self.qemus);
-            let live = |vm| session.stage(vm) == Some(vmscatter_core::session::VmStage::Held);
+            let (session, qemus, late) = (&self.session, &self.qemus, &self.late);
+            let live = |vm| session.stage(vm) == Some(VmStage::Held) && !late.contains(&vm);
             let read = |addr: PageAddr, out: &mut [u8]| {
                 let block = &qemus[usize::from(addr.vm)].memory[usize::from(addr.block)];
                 let start = addr.page as usize * PAGE_SIZE;
@@ -387,6 +390,10 @@ impl Source {
             SourceAction::Migrate { vm } => {
                 self.sockets[usize::from(vm)] = true;
                 self.qemus[usize::from(vm)].migrate();
+            }
+            SourceAction::LeaveScatter { vm } => {
+                assert!(!self.scattering, "VM {vm} leaves a scatter that has begun");
+                self.late.insert(vm);
             }
             SourceAction::Scatter => self.scattering = true,
             SourceAction::Settle { vm } => {
@@ -439,7 +446,9 @@ impl Source {
             TargetAction::Leave { group } => net.leave(target, group),
             TargetAction::Start(spec) => {
                 qemus.insert(spec.vm, TargetQemu::new(&spec.blocks, &mut net.rng));
-                let span = net.delay();
+                let slow =
+                    net.slow_twin.filter(|(vm, _)| *vm == spec.vm).map_or(Duration::ZERO, |(_, span)| span);
+                let span = net.delay() + slow;
                 net.after(span, Event::Started(target, spec.vm));
             }
             TargetAction::Write { vm, output } => {

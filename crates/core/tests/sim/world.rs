@@ -44,6 +44,7 @@ pub enum Event {
     Cancel,
     IncomingDies(u16, u16),
     FallsBehind(u16),
+    WaitNoLonger,
 }
 
 struct Scheduled {
@@ -84,6 +85,8 @@ pub struct Net {
     joined: HashMap<SocketAddr, HashSet<u16>>,
     deaf: Option<u16>,
     refusing: Option<u16>,
+    /// An incoming QEMU that takes so much longer to start.
+    pub slow_twin: Option<(u16, Duration)>,
     /// Joins and leaves, of all targets.
     pub changes: u64,
     /// Datagrams that left the source, by set.
@@ -191,6 +194,11 @@ pub struct Tally {
     pub moved: u32,
     pub stayed: u32,
     pub in_doubt: u32,
+    /// VMs that were late for the scatter.
+    pub late: u32,
+    /// When the first VM and when the last VM ran at its target.
+    pub first_us: u64,
+    pub last_us: u64,
     pub withheld: u64,
     pub sent: u64,
     /// Multicast datagrams that left the source.
@@ -210,6 +218,8 @@ pub struct World {
     pieces_at: Vec<u64>,
     /// VMs whose targets know what QEMU said at the source.
     digests: HashSet<u16>,
+    /// VMs that were late for the scatter.
+    tally_late: u32,
 }
 
 impl World {
@@ -242,12 +252,22 @@ impl World {
             joined: HashMap::new(),
             deaf: plan.deaf,
             refusing: plan.refusing,
+            slow_twin: plan.slow_twin,
             changes: 0,
             datagrams_sent: 0,
             datagrams_lost: 0,
         };
         let pieces_at = vec![0; usize::from(plan.targets)];
-        World { net, plan, source, targets, finished: false, pieces_at, digests: HashSet::new() }
+        World {
+            net,
+            plan,
+            source,
+            targets,
+            finished: false,
+            pieces_at,
+            digests: HashSet::new(),
+            tally_late: 0,
+        }
     }
 
     /// Runs until the session ends, and checks what must hold; panics with what does not.
@@ -337,6 +357,7 @@ impl World {
             Event::Kill(target) => self.kill(target),
             Event::LossNoticed(target) => self.source.target_lost(&self.net, target),
             Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
+            Event::WaitNoLonger => self.tally_late += self.source.session.wait_no_longer().len() as u32,
             Event::Cancel => self.source.session.cancel(),
             Event::IncomingDies(target, vm) => {
                 let state = &mut self.targets[usize::from(target)];
@@ -407,6 +428,7 @@ impl World {
             datagrams: self.net.datagrams_sent,
             changes: self.net.changes,
             planned_changes: self.source.planned_changes,
+            late: self.tally_late,
             ..Tally::default()
         };
         for (vm, qemu) in self.source.qemus.iter().enumerate() {
@@ -418,6 +440,9 @@ impl World {
             match self.source.session.stage(vm) {
                 Some(VmStage::Done) => {
                     tally.moved += 1;
+                    let resumed = self.source.session.resumed(vm).0;
+                    tally.first_us = if tally.first_us == 0 { resumed } else { tally.first_us.min(resumed) };
+                    tally.last_us = tally.last_us.max(resumed);
                     assert!(qemu.gone && !here, "VM {vm} is done but still at the source");
                     let dead = self.net.dead[usize::from(target)];
                     assert!(there || paused || dead, "VM {vm} is done but runs nowhere");

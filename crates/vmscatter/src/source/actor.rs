@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use vmscatter_core::journal::{SourceStep, Step, VmKey};
 use vmscatter_core::session::convergence::{Convergence, ConvergencePolicy};
+use vmscatter_core::session::deadlines::Patience;
 use vmscatter_core::session::pace::Pace;
 use vmscatter_core::session::{SourceAction, SourceSession, VmStage};
 use vmscatter_core::wire::control::{Message, Uuid};
@@ -149,6 +150,10 @@ pub(super) struct Actor {
     pub(super) policy: ConvergencePolicy,
     /// They are throttled.
     pub(super) auto_converge: bool,
+    /// Since when incoming QEMUs are waited for, and since when streams to begin.
+    pub(super) twins_since: (Instant, Option<Instant>),
+    /// How long they are.
+    pub(super) patience: [Patience; 2],
     /// From which times are counted.
     pub(super) start: Instant,
     pub(super) milestones: Milestones,
@@ -366,6 +371,7 @@ impl Actor {
     }
 
     fn tick(&mut self) {
+        self.check_twins();
         self.check_paces();
         self.check_deadlines();
         self.tell_progress();
@@ -375,6 +381,7 @@ impl Actor {
         match action {
             SourceAction::Send { target, message } => self.links[usize::from(target)].send(message),
             SourceAction::Migrate { vm } => self.migrate(vm),
+            SourceAction::LeaveScatter { vm } => self.scatter.remove_vm(vm),
             SourceAction::Scatter => {
                 self.milestones.scattering();
                 self.sink.emit(JobEvent::Phase { guest: None, phase: Phase::Scatter });
@@ -427,6 +434,7 @@ impl Actor {
 
     fn migrate(&mut self, vm: u16) {
         self.milestones.opening();
+        self.twins_since.1.get_or_insert_with(Instant::now);
         self.tell_phase(vm, Phase::Open);
         let state = &mut self.vms[usize::from(vm)];
         let started = state.guest.listen().and_then(|listener| state.stream.start(listener));

@@ -14,7 +14,7 @@ use vmscatter_core::time::Time;
 use super::actor::{Actor, TaskEnd};
 use super::guest::Monitor;
 use super::stream::Stream;
-use crate::report::event::Phase;
+use crate::report::event::{JobEvent, Phase};
 
 /// How often a streaming guest's switchover limits follow what QEMU says.
 const TUNE: Duration = Duration::from_millis(50);
@@ -55,6 +55,25 @@ impl Actor {
             let _ = tokio::task::spawn_blocking(move || released.release()).await;
             follow(&monitor, &stream, &convergence, start).await.err().map(TaskEnd::Failed)
         });
+    }
+
+    /// The scatter does not wait for a few that are much slower than the others.
+    pub(super) fn check_twins(&mut self) {
+        let (asked, opened) = self.twins_since;
+        let (waiting, missing) = self.session.twins();
+        let (at, since) = opened.map_or((0, asked), |opened| (1, opened));
+        if !self.patience[at].is_over(since.elapsed(), waiting, missing) {
+            return;
+        }
+        for vm in self.session.wait_no_longer() {
+            let guest = Some(self.vms[usize::from(vm)].guest.name.clone());
+            let text = format!(
+                "not ready {} s after it was asked for, when others have long been: it comes after them, and all of its memory by its \
+                 own stream",
+                since.elapsed().as_secs()
+            );
+            self.sink.emit(JobEvent::Warning { guest, text });
+        }
     }
 
     /// Streams whose targets take too little make room for others.

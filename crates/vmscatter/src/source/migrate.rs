@@ -54,6 +54,8 @@ pub(super) struct Run {
 /// All that is known once the phases before the session are over.
 struct Prepared {
     keys: RawKeys,
+    /// When targets were asked for incoming QEMUs.
+    asked: Instant,
     guests: Vec<SourceGuest>,
     placement: Vec<Option<TargetId>>,
     contents: Arc<Contents>,
@@ -133,6 +135,7 @@ impl Run {
         let links = self.open_targets(&keys, connections).await?;
         // Where targets are given, incoming QEMUs start while memory is read: both take their time.
         let mut milestones = Milestones::default();
+        let mut asked = Instant::now();
         if let Some(chosen) = &chosen {
             setting.phase(Phase::Prepare);
             prepare(&guests, &chosen.placement(), &links);
@@ -149,6 +152,7 @@ impl Run {
                 setting.check_cancelled()?;
                 setting.phase(Phase::Prepare);
                 milestones.preparing();
+                asked = Instant::now();
                 prepare(&guests, &chosen.placement(), &links);
                 chosen
             }
@@ -159,7 +163,8 @@ impl Run {
         let found = found(&collected, &placement);
         let chosen = (!given).then(|| PlacementOutcome::of(&chosen.solution, chosen.time));
         let contents = collected.contents;
-        let prepared = Prepared { keys, guests, placement, contents, schedule, found, chosen, milestones };
+        let prepared =
+            Prepared { keys, asked, guests, placement, contents, schedule, found, chosen, milestones };
         self.session(prepared, links).await
     }
 
@@ -175,7 +180,8 @@ impl Run {
 
     /// From the groups to the report.
     async fn session(&self, prepared: Prepared, links: Links) -> Result<MigrateOutcome, Stop> {
-        let Prepared { keys, guests, placement, contents, schedule, found, chosen, milestones } = prepared;
+        let Prepared { keys, asked, guests, placement, contents, schedule, found, chosen, milestones } =
+            prepared;
         let Links { links, events, to_events } = links;
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
         let groups_max = self.request.groups.unwrap_or(GROUPS_DEFAULT);
@@ -246,6 +252,8 @@ impl Run {
             streams_max: STREAMS_MAX,
             policy: self.request.convergence.policy(),
             auto_converge: self.request.convergence.auto_converge,
+            twins_since: (asked, None),
+            patience: Default::default(),
             start: self.start,
             milestones,
             tasks: JoinSet::new(),
