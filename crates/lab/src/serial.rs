@@ -139,6 +139,13 @@ impl Serial {
         self.wait_line(prefix, timeout)
     }
 
+    /// Writes a line to the QEMU of this number, 0 for the source; no answer is waited for.
+    pub fn tell(&self, line: usize, text: &str) -> Result<()> {
+        let socket =
+            self.shared.lock().sockets.get(line).cloned().flatten().context("no such QEMU is attached")?;
+        Ok((&*socket).write_all(format!("{text}\n").as_bytes())?)
+    }
+
     fn wait<T>(&self, timeout: Duration, ready: impl Fn(&State) -> Option<T>) -> Option<T> {
         let until = Instant::now() + timeout;
         let mut state = self.shared.lock();

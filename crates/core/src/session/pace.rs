@@ -35,7 +35,7 @@ pub struct Pace {
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[error(
     "the target takes {bytes_per_s:.0} bytes/s of its stream, for {} s now, and the link carries {share:.0} for it \
-     (--deadline waits for as long as it says)", .span.as_secs()
+     (--deadline sets another limit)", .span.as_secs()
 )]
 pub struct Crawls {
     bytes_per_s: f64,

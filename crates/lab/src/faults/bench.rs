@@ -105,22 +105,28 @@ impl<'a> Bench<'a> {
             if !guests.contains(&index) {
                 return thread::spawn(|| None);
             }
-            let host = self.target(index);
-            let sockets = [guest.file.serial(host), guest.file.monitor(host)];
-            for socket in &sockets {
+            let hosts = &self.session.lab.targets[..self.settings.hosts];
+            let mut sockets: Vec<_> =
+                hosts.iter().map(|host| [guest.file.serial(host), guest.file.monitor(host)]).collect();
+            for socket in sockets.iter().flatten() {
                 // Of an attempt before this one.
                 let _ = fs::remove_file(socket);
             }
             let (line, ended) = (guest.serial.clone(), ended.clone());
             thread::spawn(move || {
-                while !sockets.iter().all(|socket| socket.exists()) {
-                    if ended.load(Ordering::Relaxed) {
-                        return None;
+                let mut twin = None;
+                // One that failed may be tried on another host.
+                while !ended.load(Ordering::Relaxed) {
+                    let there = sockets.iter().position(|pair| pair.iter().all(|socket| socket.exists()));
+                    if let Some(at) = there {
+                        let [serial, monitor] = sockets.swap_remove(at);
+                        if line.attach(&serial, ATTACH).is_ok() {
+                            twin = Qemu::attach(&monitor, ATTACH).ok().or(twin);
+                        }
                     }
                     thread::sleep(LOOK);
                 }
-                line.attach(&sockets[0], ATTACH).ok()?;
-                Qemu::attach(&sockets[1], ATTACH).ok()
+                twin
             })
         });
         let twins = twins.collect();
@@ -130,14 +136,20 @@ impl<'a> Bench<'a> {
 
     /// The guest has moved: its source QEMU is gone, it runs at its target, its ticks go on and its data is whole.
     pub(super) fn moved(&self, ended: &Ended, index: usize) -> Result<()> {
-        let guest = self.guest(index);
-        self.moved_inner(ended, index).with_context(|| format!("{} should have moved", guest.file.name))
+        self.moved_to(ended, index, &self.target(index).name)
     }
 
-    fn moved_inner(&self, ended: &Ended, index: usize) -> Result<()> {
+    /// The same, to this host.
+    pub(super) fn moved_to(&self, ended: &Ended, index: usize, host: &str) -> Result<()> {
+        let guest = self.guest(index);
+        let moved = self.moved_inner(ended, index, host);
+        moved.with_context(|| format!("{} should have moved to {host}", guest.file.name))
+    }
+
+    fn moved_inner(&self, ended: &Ended, index: usize, host: &str) -> Result<()> {
         let guest = self.guest(index);
         let name = &guest.file.name;
-        let line = ended.line(&format!("{name}: running at {}", self.target(index).name))?;
+        let line = ended.line(&format!("{name}: running at {host}"))?;
         ensure!(line.ends_with(", verified"), "{line}");
         let twin = ended.twins[index].as_ref().context("no QEMU at its target")?;
         ensure!(gone(&guest.source.qmp), "its source QEMU has not ended");

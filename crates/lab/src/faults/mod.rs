@@ -31,6 +31,10 @@ pub enum Scenario {
     Cancel,
     /// A target's agent and its QEMUs are killed.
     TargetDies,
+    /// The same, and the guest that was to go there is tried again elsewhere.
+    Retry,
+    /// A guest is reset on its way, and another one switches itself off.
+    GuestEvents,
     /// The source's agent is killed.
     SourceDies,
     /// Targets that can't take a guest.
@@ -45,12 +49,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
         Self::Cancel,
         Self::TargetDies,
+        Self::Retry,
+        Self::GuestEvents,
         Self::SourceDies,
         Self::BadMachine,
         Self::Busy,
@@ -69,6 +75,8 @@ impl Scenario {
             Self::NoMulticast => "no-multicast",
             Self::Cancel => "cancel",
             Self::TargetDies => "target-dies",
+            Self::Retry => "retry",
+            Self::GuestEvents => "guest-events",
             Self::SourceDies => "source-dies",
             Self::BadMachine => "bad-machine",
             Self::Busy => "busy",
@@ -88,6 +96,8 @@ impl Scenario {
             Self::NoMulticast => scenarios::no_multicast(bench),
             Self::Cancel => scenarios::cancel(bench),
             Self::TargetDies => scenarios::target_dies(bench),
+            Self::Retry => scenarios::retry(bench),
+            Self::GuestEvents => scenarios::guest_events(bench),
             Self::SourceDies => scenarios::source_dies(bench),
             Self::BadMachine => scenarios::bad_machine(bench),
             Self::Busy => busy::gives_up_or_throttles(bench),

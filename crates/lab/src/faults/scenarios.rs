@@ -1,6 +1,6 @@
 //! The scenarios; see [`super::Scenario`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -16,8 +16,16 @@ const SLOW: [&str; 2] = ["--bandwidth", "50mbit"];
 /// So is this, and what guests rewrite is little of it: those that go on converge soon.
 const MODEST: [&str; 2] = ["--bandwidth", "150mbit"];
 
+/// Guests go on, with QEMU's parameters as they were, within this time of Ctrl-C.
+const CANCEL_MAX: Duration = Duration::from_secs(1);
+
 fn all(bench: &Bench<'_>) -> std::ops::Range<usize> {
     0..bench.session.guests.len()
+}
+
+fn ensure_gone(qmp: &crate::qmp::Qmp) -> Result<()> {
+    ensure!(super::bench::gone(qmp), "a QEMU has not ended");
+    Ok(())
 }
 
 fn all_moved(bench: &Bench<'_>, ended: &Ended) -> Result<()> {
@@ -68,9 +76,13 @@ pub(super) fn cancel(bench: &mut Bench<'_>) -> Result<()> {
         let mut running = bench.migrate(&SLOW)?;
         running.wait_for(phase, SOON)?;
         std::thread::sleep(Duration::from_millis(300));
+        let since = Instant::now();
         running.interrupt()?;
         let ended = running.end(SOON)?;
+        let took = since.elapsed();
         ended.exited(&[130])?;
+        ensure!(took < CANCEL_MAX, "cancelling took {took:.2?}");
+        println!("  cancelled in {}: all go on, and QEMUs are put back, after {took:.2?}", phase.trim_matches([']', ':', ' ']));
         all(bench).try_for_each(|index| bench.stayed(&ended, index)).with_context(|| phase.to_owned())?;
     }
     let ended = bench.migrate(&[])?.end(QUICK)?;
@@ -88,6 +100,59 @@ pub(super) fn target_dies(bench: &mut Bench<'_>) -> Result<()> {
     bench.stayed(&ended, 1)?;
     bench.moved(&ended, 0)?;
     bench.moved(&ended, 2)
+}
+
+/// The same with guests that may go anywhere, and `--retry`: the one that loses its target gets another.
+pub(super) fn retry(bench: &mut Bench<'_>) -> Result<()> {
+    bench.agents.unpinned = true;
+    let mut running = bench.migrate(&[&MODEST[..], &["--retry", "2"]].concat())?;
+    running.wait_for("] scatter", SOON)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let lost = bench.target(1).name.clone();
+    bench.kill_host(bench.target(1))?;
+    let ended = running.end(QUICK)?;
+    ended.exited(&[0])?;
+    let again = ended.line("tried again (1 of 2): ")?;
+    let again: Vec<&str> = again.rsplit(": ").next().unwrap_or_default().split(", ").collect();
+    for index in all(bench) {
+        let name = bench.guest(index).file.name.as_str();
+        let was_there = ended.line(&format!("{name}: failed, stays: {lost}")).is_ok();
+        ensure!(was_there == again.contains(&name), "{}", ended.stderr);
+        let others = bench.session.lab.targets.iter().filter(|host| host.name != lost);
+        let there =
+            |host: &&crate::host::Host| ended.line(&format!("{name}: running at {}", host.name)).is_ok();
+        let host = others.into_iter().find(there).with_context(|| ended.stderr.clone())?;
+        bench.moved_to(&ended, index, &host.name)?;
+    }
+    ensure!(!again.is_empty(), "nothing was lost with {lost}");
+    Ok(())
+}
+
+/// vm1 is reset while contents are scattered, and vm2 switches itself off; vm3 has nothing to do with it.
+pub(super) fn guest_events(bench: &mut Bench<'_>) -> Result<()> {
+    let mut running = bench.migrate(&MODEST)?;
+    running.wait_for("] scatter", SOON)?;
+    bench.guest(0).serial.tell(0, "sysrq b")?;
+    bench.guest(1).serial.tell(0, "sysrq o")?;
+    let ended = running.end(QUICK)?;
+    ended.exited(&[3])?;
+    ended.line("warning: vm1: the guest was reset on its way")?;
+    ended.line("vm2: failed, stays: the guest shut down")?;
+    let is_gone = |qmp| ensure_gone(qmp).context("vm2");
+    is_gone(&bench.guest(1).source.qmp)?;
+    ended.twins[1].as_ref().map_or(Ok(()), |twin| is_gone(&twin.qmp))?;
+    bench.moved(&ended, 2)?;
+    let line = ended.line("vm1: running at host1")?;
+    ensure!(line.ends_with(", verified"), "{line}");
+    is_gone(&bench.guest(0).source.qmp).context("vm1")?;
+    // It boots at its target, or has done so already: its ticks begin anew.
+    let (serial, until) = (&bench.guest(0).serial, Instant::now() + QUICK);
+    let again = || serial.ticks().iter().any(|tick| tick.line > 0 && tick.sequence > 0);
+    while !again() || bench.guest(0).check().is_err() {
+        ensure!(Instant::now() < until, "vm1 does not come up after its reset");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// The guests' QEMUs are not the agent's children: they see a closed socket and go on.

@@ -30,6 +30,8 @@ pub const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const REPLY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Multicast groups of a session unless `--groups` says otherwise: what switches with small tables can bear.
 pub const GROUPS_DEFAULT: usize = 16;
+/// Most `--retry`.
+pub const RETRIES_MAX: u32 = 100;
 /// Level that `--compress zstd` stands for.
 pub const ZSTD_LEVEL_DEFAULT: i32 = 1;
 
@@ -88,6 +90,9 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
     /// Guests that may be open at once.
     pub parallel: Option<usize>,
+    /// How often guests that have failed are tried again, up to [`RETRIES_MAX`].
+    #[serde(default)]
+    pub retries: u32,
     /// What is done about guests that dirty faster than their streams carry.
     #[serde(default)]
     pub convergence: ConvergenceRequest,
@@ -300,6 +305,9 @@ impl MigrateRequest {
         check_bandwidth(self.bandwidth_bits)?;
         if self.parallel.is_some_and(|n| !(1..=SESSION_VMS_MAX).contains(&n)) {
             return Err(BadInput::new("--parallel", format!("must be 1 to {SESSION_VMS_MAX}")));
+        }
+        if self.retries > RETRIES_MAX {
+            return Err(BadInput::new("--retry", format!("must be 0 to {RETRIES_MAX}")));
         }
         self.convergence.check()?;
         check_groups(self.groups)?;

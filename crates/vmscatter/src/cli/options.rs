@@ -173,6 +173,9 @@ pub(super) struct MigrateOptions {
     /// Guests that may be on their way at once.
     #[arg(long, value_name = "N")]
     pub(super) parallel: Option<usize>,
+    /// Try guests that have failed up to so many times again, on another target if they are not pinned and there is one.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) retry: u32,
     #[command(flatten)]
     pub(super) convergence: ConvergenceOptions,
     /// Multicast groups; sets of targets beyond so many share them, one after the other (up to 64).

@@ -30,6 +30,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         compress: options.compress,
         bandwidth_bits: options.bandwidth,
         parallel: options.parallel,
+        retries: options.retry,
         convergence: ConvergenceRequest {
             auto_converge: options.convergence.auto_converge,
             max_downtime_ms: options.convergence.max_downtime.map(millis),

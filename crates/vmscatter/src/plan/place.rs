@@ -8,7 +8,7 @@ use vmscatter_core::placement::{
     VmDemand, even_vms_max, solve,
 };
 
-use crate::agent::protocol::PlacementRules;
+use crate::agent::protocol::{Pin, PlacementRules};
 
 /// The search for a placement may take this long; guests wait meanwhile, and go on dirtying what was collected.
 pub const SEARCH_MAX: Duration = Duration::from_millis(400);
@@ -43,6 +43,18 @@ pub struct Candidates {
     pub targets: Vec<Target>,
     /// What the operator has said. Names that are not among guests and targets are passed over: they may be of another wave.
     pub rules: PlacementRules,
+}
+
+impl Candidates {
+    /// Adds guests that are at their targets already, as far as these are candidates: they take no more memory there, but
+    /// count where rules count guests, and keep away who is to be apart from them.
+    pub fn settle(&mut self, settled: &[Pin]) {
+        for pin in settled.iter().filter(|pin| self.targets.iter().any(|target| target.name == pin.target)) {
+            self.guests.push(Guest { name: pin.guest.clone(), memory_bytes: 0 });
+            self.rules.pins.retain(|other| other.guest != pin.guest);
+            self.rules.pins.push(pin.clone());
+        }
+    }
 }
 
 /// Chooses targets so that least has to be sent. `groups` says what the guests hold in common, `tree` what it costs to
@@ -128,6 +140,22 @@ mod tests {
         let placed = chosen(&candidates(4, &[9 * GIB; 2], PlacementRules::default())).unwrap();
         assert_eq!((placed[0], placed[1]), (placed[2], placed[3]));
         assert_ne!(placed[0], placed[1]);
+    }
+
+    #[test]
+    fn guests_that_have_moved_keep_their_places() {
+        let apart = vec![vec!["vm1".into(), "gone1".into()]];
+        let rules = PlacementRules { apart, vms_max: Some(3), ..PlacementRules::default() };
+        let mut candidates = candidates(4, &[9 * GIB; 2], rules);
+        let at = |guest: &str, target: &str| Pin { guest: guest.into(), target: target.into() };
+        candidates.settle(&[at("gone1", "t1"), at("gone2", "t2"), at("gone3", "t9")]);
+        let mut groups = groups();
+        groups.alone.resize(candidates.guests.len(), 0);
+        let solution = choose(&candidates, &groups, &DeliveryTree::flat(2)).unwrap();
+        let placed: Vec<u8> = solution.placement.iter().map(|target| target.0).collect();
+        assert_eq!(placed.len(), 6, "of the third no target takes part");
+        assert_eq!((placed[0], placed[4], placed[5]), (1, 0, 1), "vm1 is apart from the one that has moved");
+        assert_eq!(placed.iter().filter(|&&target| target == 0).count(), 3, "{placed:?}");
     }
 
     #[test]

@@ -133,6 +133,13 @@ pub struct GuestOutcome {
     /// By how many percent `--auto-converge` slowed it down at most; `None`: not at all.
     #[serde(default)]
     pub throttled_percent: Option<u8>,
+    /// How often it was tried.
+    #[serde(default = "once")]
+    pub attempts: u32,
+}
+
+fn once() -> u32 {
+    1
 }
 
 /// What left the source by multicast, and what was to do besides.
@@ -408,6 +415,7 @@ pub(crate) mod tests {
             unicast_bytes: 20_480,
             dirty_bytes_per_s: None,
             throttled_percent: None,
+            attempts: 1,
         }
     }
 

@@ -7,7 +7,7 @@ use vmscatter_core::session::VmStage;
 use super::actor::{Actor, TaskEnd};
 use super::guest::ended;
 use crate::qemu::qmp::QmpEvent;
-use crate::report::event::Phase;
+use crate::report::event::{JobEvent, Phase};
 
 /// A QEMU that has closed its monitor has ended by then, if it ends.
 const END_MAX: Duration = Duration::from_secs(5);
@@ -40,6 +40,12 @@ impl Actor {
             // Behind the end of RAM the guest is stopped; then it is QEMU that is told to end.
             ("SHUTDOWN", _) if !self.ram_has_ended(vm) => {
                 self.session.failed(vm, "the guest shut down".to_owned());
+            }
+            // Its memory is written anew, which QEMU's rounds carry like everything else.
+            ("RESET", _) if !self.ram_has_ended(vm) => {
+                let guest = Some(self.vms[usize::from(vm)].guest.name.clone());
+                let text = "the guest was reset on its way; it is moved all the same".to_owned();
+                self.sink.emit(JobEvent::Warning { guest, text });
             }
             ("GUEST_PANICKED", _) if !self.ram_has_ended(vm) => {
                 self.session.failed(vm, "the guest panicked".to_owned());

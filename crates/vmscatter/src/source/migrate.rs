@@ -30,7 +30,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver};
 use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest};
+use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest, Pin};
 use crate::net::data::RateLimit;
 use crate::plan::LINK_BYTES_PER_S;
 use crate::random::{random, random_uuid};
@@ -46,6 +46,8 @@ const GRANT_DEADLINE: Duration = Duration::from_secs(20);
 pub(super) struct Run {
     pub(super) ctx: Arc<AgentContext>,
     pub(super) request: MigrateRequest,
+    /// Guests of the job that earlier sessions have moved, and where they are: rules hold for them too.
+    pub(super) settled: Vec<Pin>,
     pub(super) sink: EventSink,
     pub(super) cancel: CancelToken,
     pub(super) start: Instant,
@@ -107,11 +109,17 @@ impl Run {
         &self,
         guests: &[SourceGuest],
         resources: &[Resources],
-        groups: HolderGroups,
+        mut groups: HolderGroups,
     ) -> Result<Chosen, Stop> {
         let MigrateRequest { targets, rules, topology, .. } = &self.request;
         let network = self.setting().network(targets, topology.as_ref())?;
-        self.setting().choose(candidates(guests, targets, resources, rules), network, groups).await
+        let mut candidates = candidates(guests, targets, resources, rules);
+        // Those that have moved take their places, but no more memory, and nothing is sent for them.
+        candidates.settle(&self.settled);
+        groups.alone.resize(candidates.guests.len(), 0);
+        let mut chosen = self.setting().choose(candidates, network, groups).await?;
+        chosen.solution.placement.truncate(guests.len());
+        Ok(chosen)
     }
 
     /// Runs it to its end.

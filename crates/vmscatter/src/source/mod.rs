@@ -29,6 +29,7 @@ mod migrate;
 mod milestones;
 mod plan;
 mod prepare;
+mod retry;
 mod sample;
 mod scan;
 mod scatter;

@@ -14,7 +14,7 @@ use super::guest::SourceGuest;
 use super::scan::{Collection, collect_guests};
 use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
-use crate::agent::control::{ControlConnection, hello};
+use crate::agent::control::{ControlConnection, PeerError, hello};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{GuestText, PlacementRules, TargetSpec};
 use crate::plan::network::Network;
@@ -79,7 +79,7 @@ impl Setting<'_> {
     }
 
     /// No guest leaves whose earlier way has no end yet.
-    fn check_finished(&self, guest: &SourceGuest) -> Result<(), String> {
+    pub(super) fn check_finished(&self, guest: &SourceGuest) -> Result<(), String> {
         let unfinished = |vm: &VmRecord| match vm.step {
             Step::Source(step) => step <= SourceStep::Committed,
             Step::Target(step) => step <= TargetStep::Committed,
@@ -102,9 +102,8 @@ impl Setting<'_> {
     ) -> Result<Vec<ControlConnection>, Stop> {
         let mut connections = Vec::new();
         for target in targets {
-            let ours = hello(&self.ctx.config.name, Resources::default());
-            let connect = ControlConnection::connect(target.addr, &target.name, &self.ctx.tls, ours, session);
-            connections.push(connect.await.map_err(|error| Stop::BadInput(error.to_string()))?);
+            let connection = reach(self.ctx, target, session).await;
+            connections.push(connection.map_err(|error| Stop::BadInput(error.to_string()))?);
         }
         Ok(connections)
     }
@@ -175,6 +174,19 @@ impl Setting<'_> {
         );
         Ok(Chosen { solution, time })
     }
+}
+
+/// Reaches a target.
+///
+/// # Errors
+/// The connection's.
+pub(super) async fn reach(
+    ctx: &AgentContext,
+    target: &TargetSpec,
+    session: Uuid,
+) -> Result<ControlConnection, PeerError> {
+    let ours = hello(&ctx.config.name, Resources::default());
+    ControlConnection::connect(target.addr, &target.name, &ctx.tls, ours, session).await
 }
 
 /// Guests, targets and rules, as a placement is asked for.

@@ -54,6 +54,7 @@ impl Actor {
             unicast_bytes: link.vm_bytes(vm),
             dirty_bytes_per_s,
             throttled_percent,
+            attempts: 1,
         }
     }
 

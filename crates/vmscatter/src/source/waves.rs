@@ -1,4 +1,4 @@
-//! `migrate`: all guests at once, or in waves, each of which is a session.
+//! `migrate`: all guests at once, or in waves, each of which is a session; and those that have failed again, if that is asked for.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,53 +20,29 @@ use crate::report::outcome::{
     GuestOutcome, GuestStatus, MigrateOutcome, PageCounts, PlacementOutcome, ScatterOutcome,
 };
 
-/// Moves the request's guests: all at once, or, with `parallel`, in waves of so many, each a session of its own.
-///
-/// Targets are chosen once, over all guests of all waves: who shares with whom does not end at a wave. For that all memory is
-/// read before the first wave; each wave reads its own again, as it may begin hours later. Contents that stand in guests of
-/// several waves are sent once in each.
+/// Moves the request's guests: all at once, or, with `parallel`, in waves of so many, each a session of its own. Then, with
+/// `retries`, again those that have stayed at the source against the operator's will.
 pub async fn run_migrate(
     ctx: Arc<AgentContext>,
     request: MigrateRequest,
     sink: EventSink,
     cancel: CancelToken,
 ) -> MigrateOutcome {
-    let start = Instant::now();
-    let wave_len = request.parallel.unwrap_or(request.guests.len()).max(1);
-    let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
-    let mut run = Run { ctx, request, sink, cancel, start };
-    let mut placement = None;
-    if wave_len < run.request.guests.len() && !run.all_pinned() {
-        match run.place_all().await {
-            Ok((pins, outcome)) => {
-                run.request.rules = PlacementRules { pins, ..PlacementRules::default() };
-                placement = Some(outcome);
-            }
-            Err(stop) => return stop.into_outcome(),
+    let run = Run { ctx, request, settled: Vec::new(), sink, cancel, start: Instant::now() };
+    let mut outcome = match run.waves().await {
+        Ok(outcome) => outcome,
+        Err(stop) => return stop.into_outcome(),
+    };
+    for attempt in 1..=run.request.retries {
+        if !run.again(&mut outcome, attempt).await {
+            break;
         }
     }
-    let all = std::mem::take(&mut run.request.guests);
-    for wave in all.chunks(wave_len) {
-        run.request.guests = wave.to_vec();
-        let outcome = match run.run().await {
-            Ok(outcome) => outcome,
-            // Before anything was moved the whole job ends so; afterwards only the guests of this wave have stayed.
-            Err(stop) if guests.is_empty() => return stop.into_outcome(),
-            Err(stop) => {
-                guests.extend(wave.iter().map(|guest| stop.stayed(guest)));
-                continue;
-            }
-        };
-        session = outcome.session;
-        guests.extend(outcome.guests);
-        scatter.add(&outcome.scatter);
-        placement = placement.or(outcome.placement);
-    }
-    let outcome = MigrateOutcome::of_guests(session, start.elapsed().as_secs_f64(), guests, scatter);
-    MigrateOutcome { placement, ..outcome }
+    outcome
 }
 
 impl Stop {
+    /// What is said of a job that has moved nothing.
     fn into_outcome(self) -> MigrateOutcome {
         match self {
             Stop::BadInput(error) => MigrateOutcome::bad_input(error),
@@ -76,7 +52,7 @@ impl Stop {
     }
 
     /// What is said of a guest that never became part of a session.
-    fn stayed(&self, guest: &GuestText) -> GuestOutcome {
+    pub(super) fn stayed(&self, guest: &GuestText) -> GuestOutcome {
         let file = GuestFile::parse(&guest.text, &guest.origin);
         let (status, reason) = match self {
             Stop::BadInput(error) | Stop::Failed(error) => (GuestStatus::Failed, error.clone()),
@@ -95,11 +71,61 @@ impl Stop {
             unicast_bytes: 0,
             dirty_bytes_per_s: None,
             throttled_percent: None,
+            attempts: 1,
         }
     }
 }
 
 impl Run {
+    /// Moves the request's guests, in waves if so many may not be open at once.
+    ///
+    /// Targets are chosen once, over all guests of all waves: who shares with whom does not end at a wave. For that all memory
+    /// is read before the first wave; each wave reads its own again, as it may begin hours later. Contents that stand in
+    /// guests of several waves are sent once in each.
+    ///
+    /// # Errors
+    /// Why it ended before anything was moved; a later wave's end concerns only its own guests.
+    pub(super) async fn waves(&self) -> Result<MigrateOutcome, Stop> {
+        let all = &self.request.guests;
+        let wave_len = self.request.parallel.unwrap_or(all.len()).max(1);
+        let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
+        let (mut rules, mut placement) = (self.request.rules.clone(), None);
+        if wave_len < all.len() && !self.all_pinned() {
+            let (pins, outcome) = self.place_all().await?;
+            rules = PlacementRules { pins, ..PlacementRules::default() };
+            placement = Some(outcome);
+        }
+        for wave in all.chunks(wave_len) {
+            let request =
+                MigrateRequest { guests: wave.to_vec(), rules: rules.clone(), ..self.request.clone() };
+            match self.with(request).run().await {
+                Ok(outcome) => {
+                    session = outcome.session;
+                    guests.extend(outcome.guests);
+                    scatter.add(&outcome.scatter);
+                    placement = placement.or(outcome.placement);
+                }
+                Err(stop) if guests.is_empty() => return Err(stop),
+                Err(stop) => guests.extend(wave.iter().map(|guest| stop.stayed(guest))),
+            }
+        }
+        let outcome = MigrateOutcome::of_guests(session, self.start.elapsed().as_secs_f64(), guests, scatter);
+        Ok(MigrateOutcome { placement, ..outcome })
+    }
+
+    /// The same job with another request.
+    pub(super) fn with(&self, request: MigrateRequest) -> Run {
+        let Run { ctx, settled, sink, cancel, start, .. } = self;
+        Run {
+            ctx: ctx.clone(),
+            request,
+            settled: settled.clone(),
+            sink: sink.clone(),
+            cancel: cancel.clone(),
+            start: *start,
+        }
+    }
+
     /// Whether every guest's target is given.
     pub(super) fn all_pinned(&self) -> bool {
         let pins = &self.request.rules.pins;

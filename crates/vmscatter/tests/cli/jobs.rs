@@ -114,6 +114,7 @@ fn guest(status: GuestStatus) -> GuestOutcome {
         unicast_bytes: 204_800,
         dirty_bytes_per_s: None,
         throttled_percent: None,
+        attempts: 1,
     }
 }
 

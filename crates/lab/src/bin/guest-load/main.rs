@@ -11,6 +11,8 @@
 //! - `N units=N` in answer to a line `count`: what it has done besides, if it was told to work all the time;
 //! - `E <reason>` if it can't go on.
 //!
+//! A line `sysrq X` has the kernel do what its key X does: `b` resets the guest, `o` switches it off.
+//!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
 //! to work all the time (0); `load.shared=` number, guests and pages, for contents that only some guests have (none); and,
 //! for a program of the second disk, `load.workload=`, `load.family=` and `load.number=` (none).
@@ -121,6 +123,9 @@ fn run() -> io::Result<std::convert::Infallible> {
                 false => Ok("C bad shared data".to_owned()),
             };
             say(&line, &answer.unwrap_or_else(|error| format!("C bad {error}")))
+        }
+        command if command.starts_with("sysrq ") => {
+            fs::write("/proc/sysrq-trigger", command.trim_start_matches("sysrq "))
         }
         "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
         _ => Ok(()),

@@ -23,6 +23,7 @@ fn request() -> MigrateRequest {
         compress: Compression::Zstd { level: 1 },
         bandwidth_bits: Some(BANDWIDTH_BITS_MIN),
         parallel: Some(1),
+        retries: 2,
         convergence: ConvergenceRequest {
             auto_converge: true,
             max_downtime_ms: Some(500),
@@ -61,6 +62,7 @@ fn each_fault_has_its_line() {
         (|r| r.convergence.max_downtime_ms = Some(0), "--max-downtime: must be 1ms to 60s"),
         (|r| r.convergence.max_downtime_ms = Some(60_001), "--max-downtime: "),
         (|r| r.convergence.deadline_ms = Some(999), "--deadline: must be 1s to 168h"),
+        (|r| r.retries = RETRIES_MAX + 1, "--retry: must be 0 to 100"),
         (|r| r.targets.clear(), "--to: "),
         (|r| r.targets[1].name = "t1".into(), "--to t1=10.0.0.2:7940: the target is given twice"),
         (|r| r.targets[1].addr = r.targets[0].addr, "is that of 't1' already"),
