@@ -82,7 +82,10 @@ pub(super) fn cancel(bench: &mut Bench<'_>) -> Result<()> {
         let took = since.elapsed();
         ended.exited(&[130])?;
         ensure!(took < CANCEL_MAX, "cancelling took {took:.2?}");
-        println!("  cancelled in {}: all go on, and QEMUs are put back, after {took:.2?}", phase.trim_matches([']', ':', ' ']));
+        println!(
+            "  cancelled in {}: all go on, and QEMUs are put back, after {took:.2?}",
+            phase.trim_matches([']', ':', ' '])
+        );
         all(bench).try_for_each(|index| bench.stayed(&ended, index)).with_context(|| phase.to_owned())?;
     }
     let ended = bench.migrate(&[])?.end(QUICK)?;
