@@ -32,6 +32,9 @@ pub const REPAIR_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 pub const MULTICAST_REPAIR_ROUNDS_MAX: u32 = 3;
 /// A target that acknowledges nothing for this long, with frames open, leaves the scatter.
 pub const SCATTER_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A target to which a frame has been sent entirely for this long, and that has not acknowledged it, leaves the scatter: the
+/// others wait for it once the repair window is full of what it is slow with.
+pub const SCATTER_FRAME_MAX: Duration = Duration::from_secs(60);
 /// Frames that a receiver holds incomplete, in plain bytes.
 pub const RECEIVER_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// What a source QEMU trickles while it is held, per VM, before its socket is no longer read.

@@ -84,8 +84,9 @@ const RATE_MIN: u64 = 125_000;
 const STARTUP_GAIN: f64 = 2.0;
 const DRAIN_GAIN: f64 = 0.75;
 const PROBE_GAIN: f64 = 1.05;
-/// For the probe after one that found more.
+/// For the probe after one that found more; each further one in a row goes twice as far above the base, up to the second.
 const PROBE_GAIN_FAST: f64 = 1.15;
+const PROBE_GAIN_MAX: f64 = 1.5;
 /// Growth of the base over a cycle that says that the last probe found more.
 const PROBE_FOUND: f64 = 1.03;
 const AFTER_PROBE_GAIN: f64 = 0.95;
@@ -122,6 +123,8 @@ pub struct WorstMember {
     members: BTreeMap<u16, Member>,
     phase: Phase,
     gain: f64,
+    /// How far above the base the current cycle probes.
+    probe: f64,
     /// The base when the current cycle of probing began.
     cycle_base: u64,
     /// There was a sign of congestion since.
@@ -207,6 +210,7 @@ impl WorstMember {
             members: BTreeMap::new(),
             phase,
             gain: STARTUP_GAIN,
+            probe: PROBE_GAIN,
             cycle_base: 0,
             cycle_congested: false,
         }
@@ -223,7 +227,12 @@ impl WorstMember {
                 let grew = base as f64 > self.cycle_base as f64 * PROBE_FOUND;
                 let grew = self.cycle_base == 0 || (grew && !self.cycle_congested);
                 (self.cycle_base, self.cycle_congested) = (base, false);
-                if grew { PROBE_GAIN_FAST } else { PROBE_GAIN }
+                // After hosts that had no time, or a flow that has ended, there may be much more: a thousandfold in 14 s.
+                self.probe = match grew {
+                    true => (1.0 + 2.0 * (self.probe - 1.0)).clamp(PROBE_GAIN_FAST, PROBE_GAIN_MAX),
+                    false => PROBE_GAIN,
+                };
+                self.probe
             }
             1 => AFTER_PROBE_GAIN,
             _ => CRUISE_GAIN,
@@ -338,6 +347,19 @@ mod tests {
         drive(&mut control, &mut now, 5000, &[(fast, 0.0)]);
         let (rate, _) = drive(&mut control, &mut now, 2000, &[(fast, 0.0)]);
         assert!(rate > fast * 95 / 100, "{rate}");
+    }
+
+    /// What was left of the rate when hosts had no time at all must not be what they get from then on.
+    #[test]
+    fn comes_back_from_the_floor_within_seconds() {
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        let (link, floor) = (125_000_000, 2 * RATE_MIN);
+        drive(&mut control, &mut now, 1000, &[(link, 0.0), (link, 0.0)]);
+        drive(&mut control, &mut now, 3000, &[(link, 0.0), (floor, 0.0)]);
+        assert!(control.rate(now) < 2 * floor, "{}", control.rate(now));
+        drive(&mut control, &mut now, 15_000, &[(link, 0.0), (link, 0.0)]);
+        let (rate, _) = drive(&mut control, &mut now, 3000, &[(link, 0.0), (link, 0.0)]);
+        assert!(rate > link * 95 / 100, "{rate}");
     }
 
     /// A host that has no time to send what it may sees less arrive; slowing down for that would go on for ever.

@@ -16,7 +16,7 @@ use super::pace::TokenBucket;
 use super::{
     ANNOUNCE_INTERVAL, ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of, targets_of,
 };
-use crate::limits::{REPAIR_WINDOW_BYTES, SCATTER_SILENCE_MAX};
+use crate::limits::{REPAIR_WINDOW_BYTES, SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 use crate::time::Time;
 use crate::wire::control::FrameSpan;
 use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES};
@@ -73,7 +73,8 @@ pub enum SenderEvent {
         /// The frames.
         spans: Vec<FrameSpan>,
     },
-    /// A target has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open; it is no longer waited for.
+    /// A target has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open, or one of them not for
+    /// [`SCATTER_FRAME_MAX`]; it is no longer waited for.
     Expelled {
         /// The target.
         target: u16,
@@ -127,8 +128,8 @@ struct Target {
     /// Bytes of its unacknowledged frames that went over TCP from the start.
     in_flight: BTreeMap<u64, usize>,
     in_flight_bytes: usize,
-    /// Frames sent to it entirely and not acknowledged.
-    open: usize,
+    /// Frames sent to it entirely and not acknowledged, and since when.
+    open: BTreeMap<u64, Time>,
     /// The later of its last acknowledgement and the moment when a frame became open with no other so.
     heard: Time,
     announce: Vec<FrameSpan>,
@@ -144,7 +145,7 @@ impl Target {
             unicast_repairs: VecDeque::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
-            open: 0,
+            open: BTreeMap::new(),
             heard: now,
             announce: Vec::new(),
             announce_at: None,
@@ -154,10 +155,10 @@ impl Target {
 
     /// A frame has been sent to it entirely.
     fn opened(&mut self, now: Time, frame: u64, set: u16) {
-        if self.open == 0 {
+        if self.open.is_empty() {
             self.heard = now;
         }
-        self.open += 1;
+        self.open.insert(frame, now);
         match self.announce.last_mut() {
             Some(span) if span.set == set && span.last + 1 == frame => span.last = frame,
             _ => self.announce.push(FrameSpan { set, first: frame, last: frame }),
@@ -165,8 +166,15 @@ impl Target {
         self.announce_at.get_or_insert(now + ANNOUNCE_INTERVAL);
     }
 
-    fn settle(&mut self, frame: u64, was_open: bool) {
-        self.open -= usize::from(was_open);
+    /// When it is waited for no longer, unless it acknowledges something, and the frame that has waited longest, before that.
+    fn given_up_at(&self) -> Option<Time> {
+        // Frames leave in the order of their numbers, or nearly so.
+        let (_, oldest) = self.open.first_key_value()?;
+        Some((self.heard + SCATTER_SILENCE_MAX).min(*oldest + SCATTER_FRAME_MAX))
+    }
+
+    fn settle(&mut self, frame: u64) {
+        self.open.remove(&frame);
         self.in_flight_bytes -= self.in_flight.remove(&frame).unwrap_or(0);
     }
 }
@@ -352,8 +360,7 @@ impl Sender {
     /// When to call [`Sender::poll_transmit`] again if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
         let announce = self.targets.values().filter_map(|target| target.announce_at);
-        let silence = self.targets.values().filter(|target| target.open > 0);
-        let silence = silence.map(|target| target.heard + SCATTER_SILENCE_MAX);
+        let silence = self.targets.values().filter_map(Target::given_up_at);
         let to_send =
             !self.multicast.is_empty() || !self.multicast_repairs.is_empty() || self.is_unicast_paced();
         let pace = to_send.then(|| self.bucket.ready_at(self.rate));
@@ -402,7 +409,7 @@ impl Sender {
                 target.announce_at = None;
                 self.events.push_back(SenderEvent::Announce { target: *number, spans });
             }
-            if target.open > 0 && now.since(target.heard) >= SCATTER_SILENCE_MAX {
+            if target.given_up_at().is_some_and(|at| now >= at) {
                 silent.push(*number);
             }
         }

@@ -63,7 +63,7 @@ impl Sender {
             let settled = frame.waiting == 0;
             let state = self.target(target);
             state.heard = now;
-            state.settle(number, true);
+            state.settle(number);
             self.events.push_back(SenderEvent::Acked { frame: number, target });
             if settled {
                 self.forget(number);

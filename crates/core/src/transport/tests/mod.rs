@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use self::world::{Net, World};
 use super::{SenderConfig, SenderCounters};
-use crate::limits::SCATTER_SILENCE_MAX;
+use crate::limits::{SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -106,6 +106,19 @@ fn slow_writer_is_waited_for_and_not_expelled() {
     assert_eq!(world.repairs(), 0, "slow is not lost");
 }
 
+/// It acknowledges something all the time, and yet everybody would wait for it for hours.
+#[test]
+fn crawling_writer_leaves_the_scatter_and_the_others_go_on() {
+    let mut world = World::new(5, 3, Net::default(), SenderConfig::default());
+    world.hosts[1].write = 5 * SECOND;
+    world.add_set(1, &[0, 1, 2], true);
+    world.scatter(&[1], 1200, 60_000, 2 * SCATTER_FRAME_MAX);
+    assert_eq!(world.expelled, [1]);
+    assert_eq!(world.hosts[0].frames.len(), 1200);
+    let took = world.now.since(crate::time::Time::ZERO);
+    assert!(took > SCATTER_FRAME_MAX && took < SCATTER_FRAME_MAX + 10 * SECOND, "{took:?}");
+}
+
 #[test]
 fn members_that_cannot_join_are_served_over_tcp() {
     let mut world = World::new(6, 3, Net::default(), megabytes(100));
@@ -129,6 +142,30 @@ fn bandwidth_is_kept() {
 }
 
 /// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
+/// Hosts that get a processor for 40 ms of every 400: their sockets hold what comes meanwhile, and lose the rest. The rate falls to
+/// about what the sockets hold, no further, and comes back within seconds once the hosts have their processors.
+#[test]
+fn starved_hosts_slow_the_scatter_and_do_not_stop_it() {
+    let mut world = World::new(21, 3, Net::default(), SenderConfig::default());
+    world.add_set(1, &[0, 1, 2], true);
+    for (at, host) in world.hosts.iter_mut().enumerate() {
+        let period = 400 + 30 * at as u64;
+        host.runs = Some((Duration::from_millis(40), Duration::from_millis(period)));
+    }
+    // Four megabytes in 0.4 s are 10 MB/s.
+    world.scatter(&[1], 600, 100_000, 30 * SECOND);
+    let starved = world.now.since(crate::time::Time::ZERO);
+    world.hosts.iter_mut().for_each(|host| host.runs = None);
+    let begun = world.now;
+    world.scatter(&[1], 3000, 100_000, 30 * SECOND);
+    let free = world.now.since(begun);
+    eprintln!("60 MB in {starved:?} starved, 300 MB in {free:?} after that, {} B/s", world.sender.rate());
+    assert!(starved < 20 * SECOND, "{starved:?}");
+    assert!(free < 10 * SECOND, "{free:?}");
+    assert!(world.sender.rate() > 90_000_000, "{}", world.sender.rate());
+    world.check_arrival();
+}
+
 #[test]
 fn idle_link_is_filled() {
     let lossless = [(256 << 10, 0.0, false), (4 << 20, 0.0, false)];

@@ -37,6 +37,9 @@ impl Rng {
     }
 }
 
+/// What a host's socket holds while nobody reads it.
+const SOCKET_BYTES: usize = 4 << 20;
+
 /// What the network does.
 #[derive(Clone)]
 pub(super) struct Net {
@@ -62,6 +65,9 @@ pub(super) struct Host {
     pub(super) receiver: Receiver,
     pub(super) loss: f64,
     pub(super) dead: bool,
+    /// It has a processor for only so long of each so long: else datagrams wait in its socket, as far as there is room.
+    pub(super) runs: Option<(Duration, Duration)>,
+    socket_bytes: usize,
     /// How long its user takes to write a frame.
     pub(super) write: Duration,
     writing_until: Time,
@@ -73,6 +79,8 @@ pub(super) struct Host {
 
 enum Event {
     Datagram(u16, Vec<u8>),
+    /// It has waited in the socket.
+    Read(u16, Vec<u8>),
     Tcp(u16, Vec<u8>),
     Announce(u16, Vec<FrameSpan>),
     Report(u16, Report),
@@ -108,6 +116,16 @@ pub(super) fn set_key(set: u16) -> [u8; 32] {
     key
 }
 
+impl Host {
+    /// When the host has a processor next: now, if it has one.
+    fn runs_at(&self, now: Time) -> Time {
+        let Some((running, period)) = self.runs else { return now };
+        let period = period.as_micros() as u64;
+        let at = now.0 % period;
+        if at < running.as_micros() as u64 { now } else { Time(now.0 - at + period) }
+    }
+}
+
 impl World {
     pub(super) fn new(seed: u64, hosts: u16, net: Net, config: SenderConfig) -> Self {
         let host = |target| Host {
@@ -117,6 +135,8 @@ impl World {
             ),
             loss: 0.0,
             dead: false,
+            runs: None,
+            socket_bytes: 0,
             write: Duration::from_micros(50),
             writing_until: Time::ZERO,
             frames: HashMap::new(),
@@ -194,6 +214,9 @@ impl World {
         }
         for target in 0..self.hosts.len() as u16 {
             let host = &mut self.hosts[usize::from(target)];
+            if host.runs_at(self.now) > self.now {
+                continue;
+            }
             if let Some(report) = host.receiver.poll_report(self.now).filter(|_| !host.dead) {
                 self.after(self.net.delay, Event::Report(target, report));
             }
@@ -201,8 +224,9 @@ impl World {
     }
 
     fn advance(&mut self) {
+        let hosts = self.hosts.iter().filter(|host| !host.dead);
         let timeouts =
-            self.hosts.iter().filter(|host| !host.dead).filter_map(|host| host.receiver.poll_timeout());
+            hosts.filter_map(|host| Some(host.receiver.poll_timeout()?.max(host.runs_at(self.now))));
         let event = self.events.keys().next().map(|(at, _)| *at);
         let next =
             timeouts.chain(self.sender.poll_timeout()).chain(event).min().expect("something is to come");
@@ -295,6 +319,20 @@ impl World {
     fn happen(&mut self, event: Event) {
         let now = self.now;
         match event {
+            Event::Datagram(target, piece) if self.hosts[usize::from(target)].runs_at(now) > now => {
+                let host = &mut self.hosts[usize::from(target)];
+                if host.socket_bytes + piece.len() > SOCKET_BYTES {
+                    host.lost += 1;
+                    return;
+                }
+                host.socket_bytes += piece.len();
+                let span = host.runs_at(now).since(now);
+                self.after(span, Event::Read(target, piece));
+            }
+            Event::Read(target, piece) => {
+                self.hosts[usize::from(target)].socket_bytes -= piece.len();
+                self.happen(Event::Datagram(target, piece));
+            }
             Event::Datagram(target, mut piece) | Event::Tcp(target, mut piece) => {
                 let host = &mut self.hosts[usize::from(target)];
                 if host.dead {

@@ -327,7 +327,7 @@ impl Work {
                     self.addresses.remove_target(target);
                     tracing::warn!(
                         target = self.setup.links[usize::from(target)].name(),
-                        "acknowledges nothing: it leaves the scatter, and gets its pages by the streams"
+                        "acknowledges nothing, or next to nothing: it leaves the scatter, and gets its pages by the streams"
                     );
                 }
                 SenderEvent::Settled { .. } => {}
