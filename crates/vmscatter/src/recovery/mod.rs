@@ -121,8 +121,9 @@ impl Recovery {
         standing.insert(key, Standing { note, text, attempts, due: Instant::now() + pause });
     }
 
-    fn due(&self, key: &VmKey) -> Instant {
-        lock(&self.shared.standing).get(key).map_or_else(Instant::now, |standing| standing.due)
+    /// When a guest is to be looked at, given that it is `now`: at once if it never was.
+    fn due(&self, key: &VmKey, now: Instant) -> Instant {
+        lock(&self.shared.standing).get(key).map_or(now, |standing| standing.due)
     }
 
     /// What `vmscatter status` shows of guests that no session owns.
@@ -158,7 +159,7 @@ pub async fn run(ctx: Arc<AgentContext>) {
         let now = Instant::now();
         let waiting: Vec<VmKey> =
             ctx.journal.vms().iter().map(|vm| vm.key).filter(|key| !ctx.recovery.is_live(key)).collect();
-        for key in waiting.iter().filter(|key| ctx.recovery.due(key) <= now) {
+        for key in waiting.iter().filter(|key| ctx.recovery.due(key, now) <= now) {
             if under_way.insert(*key) {
                 let (ctx, room, key) = (ctx.clone(), room.clone(), *key);
                 work.spawn(async move {
@@ -169,7 +170,7 @@ pub async fn run(ctx: Arc<AgentContext>) {
             }
         }
         let idle = waiting.iter().filter(|key| !under_way.contains(*key));
-        let next = idle.map(|key| ctx.recovery.due(key)).min().unwrap_or(now + PAUSE_MAX);
+        let next = idle.map(|key| ctx.recovery.due(key, now)).min().unwrap_or(now + PAUSE_MAX);
         tokio::select! {
             () = ctx.recovery.shared.wake.notified() => {}
             Some(done) = work.join_next() => {
@@ -266,4 +267,23 @@ async fn conclude(
         }
     }
     Err("no end after many steps".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_was_never_looked_at_is_due_at_once_and_then_later_and_later() {
+        let recovery = Recovery::default();
+        let key = VmKey { session: [1; 16], vm: [2; 16] };
+        let now = Instant::now();
+        assert_eq!(recovery.due(&key, now), now);
+        recovery.stands(key, None, "unreachable".to_owned());
+        let first = recovery.due(&key, now);
+        assert!(first > now && first <= Instant::now() + PAUSE);
+        (0..40).for_each(|_| recovery.stands(key, None, "unreachable".to_owned()));
+        let last = recovery.due(&key, now);
+        assert!(last > now + PAUSE_MAX - PAUSE && last <= Instant::now() + PAUSE_MAX);
+    }
 }
