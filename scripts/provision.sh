@@ -2,6 +2,8 @@
 #
 #   provision_qemu   the packages: QEMU, network tools, and what the build links with
 #   provision_lab    all of that, and a guest kernel unpacked below target/lab/kernel
+#   provision_qemu_alt  provision_lab, and a newer QEMU of the distribution's backports below target/lab/qemu-alt, whose
+#                    program it puts into VMSCATTER_QEMU_ALT; one that is set already is left alone
 #   provision_debian all of that, and a disk image with a small Debian and the workloads of scripts/workloads
 #
 # Each says nothing and changes nothing if all is there. They install with apt as root, else they name the command to
@@ -29,6 +31,46 @@ provision_lab() { provision_qemu && provision_kernel; }
 
 provision_debian() {
   provision_lab && provision_packages '/usr/sbin/debootstrap:debootstrap' && provision_image
+}
+
+provision_qemu_alt() {
+  provision_lab || return 2
+  [ -z "${VMSCATTER_QEMU_ALT-}" ] || return 0
+  local alt=$PROVISION_CACHE/qemu-alt work
+  if [ ! -e "$alt/complete" ]; then
+    mkdir -p "$PROVISION_CACHE" && work=$(mktemp -d "$PROVISION_CACHE/qemu-alt.XXXXXX") || return 2
+    if ! provision_qemu_alt_in "$work" >"$work/log" 2>&1; then
+      tail -n 5 "$work/log" >&2
+      rm -rf "$work"
+      echo "provision: no other QEMU: name one with VMSCATTER_QEMU_ALT" >&2
+      return 2
+    fi
+    rm -rf "$alt"
+    mv "$work" "$alt"
+  fi
+  export VMSCATTER_QEMU_ALT=$alt/qemu-system-x86_64
+}
+
+# Downloads into a directory, with lists of apt's own there, and unpacks; nothing of it is installed.
+provision_qemu_alt_in() {
+  local suite mirror
+  suite=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" | head -n 1)
+  [ -n "$mirror" ] || { echo "apt has no lists of $suite; run as root: apt-get update"; return 2; }
+  mkdir -p "$1/lists/partial" "$1/cache/archives/partial" "$1/debs" "$1/tree"
+  printf 'deb %s %s main\n' "$mirror" "$suite" "$mirror" "$suite-backports" >"$1/sources.list"
+  local apt=(apt-get -o "Dir::Etc::sourcelist=$1/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$1/lists"
+    -o "Dir::Cache=$1/cache")
+  local packages=(qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu)
+  "${apt[@]}" update && (cd "$1/debs" && "${apt[@]}" -t "$suite-backports" download "${packages[@]}") || return 2
+  local deb
+  for deb in "$1"/debs/*.deb; do dpkg-deb -x "$deb" "$1/tree" || return 2; done
+  cat >"$1/qemu-system-x86_64" <<'EOF'
+#!/bin/sh
+tree=$(dirname "$(readlink -f "$0")")/tree
+exec "$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L "$tree/usr/share/seabios" -L "$tree/usr/lib/ipxe/qemu" "$@"
+EOF
+  chmod +x "$1/qemu-system-x86_64" && rm -rf "$1/lists" "$1/cache" "$1/debs" && "$1/qemu-system-x86_64" --version && touch "$1/complete"
 }
 
 provision_has() {

@@ -52,8 +52,10 @@ fn check(rule: Rule, expected: &[&str], failure: Option<(u64, String)>) {
 #[test]
 fn every_broken_rule_is_found() {
     must_be_found(Rule::WithholdUnacknowledged, &["fails to verify"]);
-    must_be_found(Rule::SwapPages, &["fails to verify"]);
-    must_be_found(Rule::FlipBit, &["fails to verify"]);
+    // The report names where.
+    must_be_found(Rule::SwapPages, &["fails to verify: digests differ: block "]);
+    must_be_found(Rule::FlipBit, &["fails to verify: digests differ: block "]);
+    must_be_found(Rule::DropRecord, &["fails to verify: digests differ: block "]);
     must_be_found(Rule::ApplyLateFrame, &["fails to verify"]);
     must_be_found(Rule::ReleaseBeforeDigests, &["before the digests"]);
     must_be_found(Rule::CommitBeforeCompleted, &["before the source completed"]);

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use lab::assets::Assets;
 use lab::progress::Progress;
 use lab::session::{Session, Settings};
+use lab::versions::Programs;
 use lab::{GuestOptions, state};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
@@ -110,6 +111,7 @@ fn boot(guests: usize, memory_mib: u32) -> anyhow::Result<Stopped> {
         guest: GuestOptions { memory_mib, ..GuestOptions::default() },
         compare_ram: false,
         damage: None,
+        programs: Programs::default(),
         vmscatter: PathBuf::new(),
     };
     let session = Session::boot(&settings, &Assets::prepare()?, &progress)?;

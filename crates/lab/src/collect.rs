@@ -21,6 +21,7 @@ use crate::host::Lab;
 use crate::progress::Progress;
 use crate::scatter::Agents;
 use crate::session::Settings;
+use crate::versions::Programs;
 use crate::weight;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -81,6 +82,7 @@ pub fn run(options: &CollectOptions) -> Result<String> {
         guest: options.guest.clone(),
         compare_ram: false,
         damage: None,
+        programs: Programs::default(),
         vmscatter: options.vmscatter.clone(),
     };
     let agents = Agents::start(&lab, &settings)?;

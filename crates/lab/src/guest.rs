@@ -1,6 +1,5 @@
 //! Guests: the file that describes one, the QEMUs that run it, and its life from boot to the last check.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,6 +38,9 @@ pub enum Accel {
     Tcg,
 }
 
+/// A disk of a guest's own; nothing is on it.
+const OWN_DISK_BYTES: u64 = 16 << 20;
+
 /// How guests are made.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
@@ -52,10 +54,14 @@ pub struct GuestOptions {
     pub first_dirty_kib_per_s: Option<u32>,
     /// QEMU's machine type.
     pub machine: String,
+    /// QEMU's processor. With RDRAND the kernel's randomness is there from the start.
+    pub cpu: String,
     /// What runs in them beside the load that all guests have.
     pub workload: Option<Workload>,
     /// Contents that only some of them have in common.
     pub shared: Option<SharedSets>,
+    /// Each has a disk of its own that it may write to, and that QEMU locks.
+    pub own_disks: bool,
 }
 
 /// Contents for each set of two or more of some guests: just the guests of the set hold them.
@@ -82,14 +88,17 @@ impl Default for GuestOptions {
             dirty_kib_per_s: DIRTY_KIB_PER_S,
             first_dirty_kib_per_s: None,
             machine: "pc".to_owned(),
+            // The best that the accelerator has.
+            cpu: "max".to_owned(),
             workload: None,
             shared: None,
+            own_disks: false,
         }
     }
 }
 
 /// A guest as vmscatter is told of it: a command line with placeholders, filled in by each host. `{name}` and
-/// `{run_dir}` are given, others come from the host's configuration.
+/// `{run_dir}` are given, others, such as `{qemu}`, come from the host's configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct GuestFile {
     /// The guest's name, unique in the lab.
@@ -117,7 +126,7 @@ impl GuestFile {
             options.shared.map_or(String::new(), |shared| shared.kernel_words(number))
         );
         let arguments = [
-            QEMU,
+            "{qemu}",
             "-name",
             "{name}",
             "-uuid",
@@ -130,9 +139,8 @@ impl GuestFile {
             &format!("{},usb=off", options.machine),
             "-accel",
             accel,
-            // The best that the accelerator has: with RDRAND the kernel's randomness is there from the start.
             "-cpu",
-            "max",
+            &options.cpu,
             "-smp",
             "1",
             "-m",
@@ -164,16 +172,25 @@ impl GuestFile {
         Self { qmp: "{run_dir}/{name}.qmp".to_owned(), command, name }
     }
 
-    /// The command on a host whose sockets are in `run_dir`.
-    pub fn command_on(&self, run_dir: &Path) -> Vec<String> {
-        let run_dir = run_dir.display().to_string();
-        let values = BTreeMap::from([("{run_dir}", run_dir.as_str()), ("{name}", &self.name)]);
+    /// The command on a host.
+    pub fn command_on(&self, host: &Host) -> Vec<String> {
+        let (qemu, run_dir) = (host.qemu.display().to_string(), host.run_dir.display().to_string());
+        let values = [("{qemu}", qemu.as_str()), ("{run_dir}", &run_dir), ("{name}", &self.name)];
         let fill = |argument: &String| {
             values
                 .iter()
                 .fold(argument.clone(), |text, (placeholder, value)| text.replace(placeholder, value))
         };
         self.command.iter().map(fill).collect()
+    }
+
+    /// Gives it a disk of its own to write to, in `directory`, which all hosts see.
+    pub(crate) fn add_disk(&mut self, directory: &Path) -> Result<()> {
+        let path = directory.join(format!("{}.img", self.name));
+        fs::File::create(&path)?.set_len(OWN_DISK_BYTES)?;
+        let drive = format!("file={},if=none,id=own,format=raw,cache=none", path.display());
+        self.command.extend(["-drive", &drive, "-device", "virtio-blk-pci,drive=own"].map(str::to_owned));
+        Ok(())
     }
 
     /// Writes it to `<directory>/<name>.toml`.
@@ -185,7 +202,7 @@ impl GuestFile {
 
     /// Starts its QEMU on a host. `incoming`: as the twin that waits for a migration.
     pub fn start(&self, host: &Host, incoming: bool) -> Result<Qemu> {
-        let words = self.command_on(&host.run_dir);
+        let words = self.command_on(host);
         let log_path = host.run_dir.join(format!("{}.log", self.name));
         let log = fs::File::create(&log_path)?;
         let mut command = Command::new(&words[0]);
@@ -323,9 +340,10 @@ fn memory_size(options: &GuestOptions) -> String {
     format!("{}k", u64::from(options.memory_mib) * 1024 + if forgets { 8 } else { 0 })
 }
 
-/// What `qemu-system-x86_64 --version` says first, or nothing if it can't be run.
-pub fn qemu_version() -> String {
-    let output = Command::new(QEMU).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+/// What a QEMU's `--version` says first, or nothing if it can't be run.
+pub fn qemu_version(program: &Path) -> String {
+    let output =
+        Command::new(program).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&output).lines().next().unwrap_or_default().to_owned()
 }
 
@@ -333,7 +351,7 @@ pub fn qemu_version() -> String {
 fn qemu_major() -> u32 {
     static MAJOR: OnceLock<u32> = OnceLock::new();
     *MAJOR.get_or_init(|| {
-        let version = qemu_version();
+        let version = qemu_version(Path::new(QEMU));
         let number = version.split_once("version ").and_then(|(_, rest)| rest.split('.').next());
         number.and_then(|number| number.parse().ok()).unwrap_or(0)
     })

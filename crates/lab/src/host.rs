@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::QEMU;
 use crate::net::{Link, Namespace, Network};
 use crate::state;
 
@@ -20,6 +21,8 @@ pub struct Host {
     pub name: String,
     /// Its link to the switch.
     pub link: Link,
+    /// What runs guests here.
+    pub qemu: PathBuf,
     /// Where its QEMUs and its agent have their sockets.
     pub run_dir: PathBuf,
 }
@@ -98,5 +101,5 @@ fn make_host(network: &Network, directory: &Path, name: String, index: usize) ->
     let link = network.add_host(u8::try_from(index)?).with_context(|| format!("host {name}"))?;
     let run_dir = directory.join(format!("h{index}"));
     std::fs::create_dir_all(&run_dir)?;
-    Ok(Host { name, link, run_dir })
+    Ok(Host { name, link, qemu: QEMU.into(), run_dir })
 }

@@ -28,6 +28,7 @@ pub mod serial;
 pub mod session;
 pub mod state;
 pub mod transport;
+pub mod versions;
 pub mod weight;
 
 pub use guest::{Accel, Guest, GuestFile, GuestOptions};

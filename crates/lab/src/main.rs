@@ -11,11 +11,13 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use lab::collect::{self, CollectOptions};
 use lab::demo::{self, DemoOptions};
+use lab::faults::kill::{self, Choice, Fault, Step};
 use lab::faults::{self, Scenario};
 use lab::groups::{self, Way};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::predict::{self, PredictOptions};
 use lab::session::Settings;
+use lab::versions::{self, Programs};
 use lab::{Accel, GuestOptions, Mode, placement, state, transport};
 
 #[derive(Parser)]
@@ -34,6 +36,10 @@ enum Command {
     EndToEnd(EndToEndArguments),
     /// Move guests while things go wrong: loss, dead targets, cancellation and the like
     Faults(FaultsArguments),
+    /// Kill agents, QEMUs and the command line, and cut the network, at each step of a guest's way
+    KillMatrix(KillArguments),
+    /// Move guests between the distribution's QEMU and one of another version, each way, and compare all RAM
+    QemuVersions(VersionsArguments),
     /// Measure the transport alone, without guests: under loss, beside TCP, with a slow receiver
     Transport(TransportArguments),
     /// One end of `transport`
@@ -143,6 +149,38 @@ struct FaultsArguments {
     /// Only these scenarios [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<Scenario>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct KillArguments {
+    /// A few cells of it, two minutes
+    #[arg(long)]
+    short: bool,
+    /// Only these steps [default: all]
+    #[arg(long = "step", value_delimiter = ',', value_name = "NAME")]
+    steps: Vec<Step>,
+    /// Only these faults [default: all]
+    #[arg(long = "fault", value_delimiter = ',', value_name = "NAME")]
+    faults: Vec<Fault>,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct VersionsArguments {
+    /// The other QEMU, as scripts/provision.sh's provision_qemu_alt has it
+    #[arg(long, value_name = "PROGRAM", env = "VMSCATTER_QEMU_ALT")]
+    alt: PathBuf,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
     accel: AccelChoice,
@@ -301,6 +339,16 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
         },
+        Command::QemuVersions(arguments) => {
+            match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
+                Err(error) => failed(&error, 2),
+                Ok(vmscatter) => ended(arguments.run(vmscatter)),
+            }
+        }
+        Command::KillMatrix(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
+            Err(error) => failed(&error, 2),
+            Ok(vmscatter) => ended(arguments.run(vmscatter)),
+        },
         Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
             Err(error) => failed(&error, 2),
             Ok(vmscatter) => ended(arguments.run(vmscatter)),
@@ -374,6 +422,7 @@ impl DemoArguments {
             },
             compare_ram: self.compare_ram,
             damage: None,
+            programs: Programs::default(),
             vmscatter,
         };
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
@@ -398,6 +447,7 @@ impl PredictArguments {
             guest,
             compare_ram: false,
             damage: None,
+            programs: Programs::default(),
             vmscatter,
         };
         let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
@@ -415,6 +465,7 @@ fn test_settings(accel: AccelChoice, compare_ram: bool, vmscatter: PathBuf) -> R
         guest: GuestOptions { accel: accel.resolve(guest.memory_mib)?, ..guest },
         compare_ram,
         damage: None,
+        programs: Programs::default(),
         vmscatter,
     })
 }
@@ -450,6 +501,7 @@ impl GroupsArguments {
             guest,
             compare_ram: false,
             damage: None,
+            programs: Programs::default(),
             vmscatter,
         };
         let way = |groups: &u16, unsorted| Way { groups: usize::from(*groups), unsorted };
@@ -467,6 +519,21 @@ impl FaultsArguments {
         let settings = test_settings(self.accel, false, vmscatter)?;
         let chosen = if self.only.is_empty() { Scenario::ALL.to_vec() } else { self.only };
         faults::run(&settings, &chosen)
+    }
+}
+
+impl KillArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        let settings = test_settings(self.accel, false, vmscatter)?;
+        kill::run(&settings, &Choice { steps: self.steps, faults: self.faults, short: self.short })
+    }
+}
+
+impl VersionsArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        versions::run(&test_settings(self.accel, true, vmscatter)?, &self.alt)
     }
 }
 

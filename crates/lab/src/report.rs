@@ -6,7 +6,7 @@ use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::guest::{Accel, qemu_version};
+use crate::guest::{Accel, QEMU, qemu_version};
 use crate::session::Mode;
 
 /// Downtime and tick gap may differ by this much before the output says so.
@@ -146,7 +146,7 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             cpu_model: model.map_or_else(String::new, |(_, model)| model.to_owned()),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-            qemu: qemu_version(),
+            qemu: qemu_version(std::path::Path::new(QEMU)),
             accel,
         }
     }

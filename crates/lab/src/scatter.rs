@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{Guest, QEMU, Qemu};
+use crate::guest::{Guest, Qemu};
 use crate::host::{Host, Lab};
 use crate::progress::Progress;
 use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
@@ -39,9 +39,10 @@ struct AgentConfig<'a> {
     state_dir: PathBuf,
     run_dir: &'a Path,
     tls: Tls,
-    qemu: Programs,
+    qemu: Programs<'a>,
     fingerprints: FleetKey,
-    values: BTreeMap<String, String>,
+    test: Holds,
+    values: BTreeMap<&'static str, &'a Path>,
 }
 
 #[derive(Serialize)]
@@ -52,13 +53,18 @@ struct Tls {
 }
 
 #[derive(Serialize)]
+struct Holds {
+    holds: PathBuf,
+}
+
+#[derive(Serialize)]
 struct FleetKey {
     key: PathBuf,
 }
 
 #[derive(Serialize)]
-struct Programs {
-    programs: Vec<&'static str>,
+struct Programs<'a> {
+    programs: Vec<&'a Path>,
 }
 
 /// What the lab reads of the report of `vmscatter migrate --json`.
@@ -134,11 +140,32 @@ impl Agents {
         Ok(agents)
     }
 
-    /// Kills the source's agent.
-    pub(crate) fn kill_source(&mut self) -> Result<()> {
-        let source = self.children.first_mut().context("no agents")?;
-        source.kill()?;
-        source.wait()?;
+    /// Where agents look whether a guest is to be held at some step.
+    pub(crate) fn holds(&self) -> PathBuf {
+        self.directory.join("holds")
+    }
+
+    /// Has agents hold a guest at a step, such as `source-before-committed`, until the file is removed.
+    pub(crate) fn hold(&self, guest: &str, place: &str) -> Result<PathBuf> {
+        let path = self.holds().join(format!("{guest}.{place}.hold"));
+        fs::create_dir_all(self.holds())?;
+        let _ = fs::remove_file(path.with_extension("held"));
+        File::create(&path)?;
+        Ok(path)
+    }
+
+    /// Kills an agent: the source's is number 0.
+    pub(crate) fn kill(&mut self, number: usize) -> Result<()> {
+        let agent = self.children.get_mut(number).context("no such agent")?;
+        agent.kill()?;
+        agent.wait()?;
+        Ok(())
+    }
+
+    /// Starts an agent again that was killed, with the same state; its log goes on.
+    pub(crate) fn restart(&mut self, number: usize, lab: &Lab) -> Result<()> {
+        let host = std::iter::once(&lab.source).chain(&lab.targets).nth(number).context("no such host")?;
+        self.children[number] = self.start_agent(host, &self.directory.join("keys"))?;
         Ok(())
     }
 
@@ -157,9 +184,10 @@ impl Agents {
             state_dir: host.run_dir.join("state"),
             run_dir: &host.run_dir,
             tls: Tls { ca: file("ca", "pem"), cert: file(&host.name, "pem"), key: file(&host.name, "key") },
-            qemu: Programs { programs: vec![QEMU] },
+            qemu: Programs { programs: vec![&host.qemu] },
             fingerprints: FleetKey { key: file("fleet", "key") },
-            values: BTreeMap::new(),
+            test: Holds { holds: self.holds() },
+            values: BTreeMap::from([("qemu", &*host.qemu)]),
         };
         fs::create_dir_all(&config.state_dir)?;
         let path = host.run_dir.join("agent.toml");
@@ -167,7 +195,10 @@ impl Agents {
         let log_path = host.run_dir.join("agent.log");
         let mut command = Command::new(&self.program);
         command.args(["agent", "--config"]).arg(&path);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log_path)?);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::options().create(true).append(true).open(&log_path)?);
         let mut child = host.spawn(std::os::unix::process::CommandExt::process_group(&mut command, 0))?;
         let stdout = child.stdout.take().context("stdout is piped")?;
         let (ready, is_ready) = mpsc::channel();
@@ -197,15 +228,21 @@ impl Agents {
         settings: &Settings,
         progress: &Progress,
     ) -> Result<(Vec<Result<Arrival>>, u64)> {
-        let hold = settings.holds().then(|| self.directory.join("hold"));
-        let mut command = self.migrate_command(session, mode, settings, hold.as_deref())?;
+        // Before the decision: QEMU has completed here, and the twin has all RAM and does not run.
+        let hold = |guest: &Guest| match settings.holds() {
+            true => self.hold(&guest.file.name, "source-before-committed").map(Some),
+            false => Ok(None),
+        };
+        let holds: Vec<Option<PathBuf>> = session.guests.iter().map(hold).collect::<Result<_>>()?;
+        let mut command = self.migrate_command(session, mode, settings)?;
         let ended = AtomicBool::new(false);
         let (output, watched) = thread::scope(|scope| {
             let watchers: Vec<_> = session
                 .guests
                 .iter()
+                .zip(&holds)
                 .enumerate()
-                .map(|(index, guest)| {
+                .map(|(index, (guest, hold))| {
                     let host = session.target_of(index, settings.hosts);
                     let (ended, hold) = (&ended, hold.as_deref());
                     scope.spawn(move || watch(guest, host, hold, settings, ended, progress))
@@ -308,19 +345,9 @@ impl Agents {
         Ok(command)
     }
 
-    fn migrate_command(
-        &self,
-        session: &Session,
-        mode: Mode,
-        settings: &Settings,
-        hold: Option<&Path>,
-    ) -> Result<Command> {
+    fn migrate_command(&self, session: &Session, mode: Mode, settings: &Settings) -> Result<Command> {
         let mut command = self.command(session, settings)?;
         command.args(["--compress", mode.compress(), "--json"]).args(&self.options);
-        if let Some(hold) = hold {
-            fs::create_dir_all(hold)?;
-            command.arg("--hold-before-cont").arg(hold);
-        }
         Ok(command)
     }
 }
@@ -332,7 +359,7 @@ pub(crate) fn last_of_log(host: &Host) -> String {
     format!("{}: {}\n", host.name, lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  "))
 }
 
-fn socket(host: &Host) -> PathBuf {
+pub(crate) fn socket(host: &Host) -> PathBuf {
     host.run_dir.join("agent.sock")
 }
 
@@ -384,11 +411,11 @@ fn watch(
     let qemu = Qemu::attach(&sockets[1], RESUME_TIMEOUT)?;
     let mut ram_equal = None;
     if let Some(hold) = hold {
-        until(ended, || hold.join(format!("{name}.held")).exists())
+        until(ended, || hold.with_extension("held").exists())
             .with_context(|| format!("{name} was not held"))?;
         let compared = settings.while_held(name, &guest.source.qmp, &qemu.qmp);
         // Let go whatever the comparison says: the guest must go on.
-        File::create(hold.join(format!("{name}.go")))?;
+        fs::remove_file(hold)?;
         ram_equal = compared?;
     }
     until(ended, || qemu.qmp.last_event("RESUME").is_some())

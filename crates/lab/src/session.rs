@@ -11,6 +11,7 @@ use crate::host::{Host, Lab};
 use crate::progress::Progress;
 use crate::qmp::Qmp;
 use crate::report::{Downtime, GuestRow, Run};
+use crate::versions::Programs;
 use crate::{baseline, ram, scatter, serial, weight};
 
 /// Ticks seen at the target before a guest counts as running there, and how long they may take.
@@ -90,6 +91,8 @@ pub struct Settings {
     pub compare_ram: bool,
     /// Damage done to a guest at its target before it goes on, to see that it is found.
     pub damage: Option<Damage>,
+    /// What runs guests.
+    pub programs: Programs,
     /// The vmscatter program.
     pub vmscatter: std::path::PathBuf,
 }
@@ -169,11 +172,16 @@ impl Start {
 impl Session {
     /// Lays out the lab, boots all guests on its source host, and makes sure that their load is what is promised.
     pub fn boot(settings: &Settings, assets: &Assets, progress: &Progress) -> Result<Self> {
-        let lab = Lab::new(settings.hosts, &settings.rate)?;
+        let mut lab = Lab::new(settings.hosts, &settings.rate)?;
+        lab.source.qemu = settings.programs.source.clone();
+        lab.targets.iter_mut().for_each(|host| host.qemu = settings.programs.target.clone());
         let mut session = Self { guests: Vec::new(), lab, placement: None };
         progress.step(&format!("booting {} guests of {} MiB", settings.guests, settings.guest.memory_mib));
         for number in 1..=settings.guests {
-            let file = GuestFile::new(number, assets, &settings.guest);
+            let mut file = GuestFile::new(number, assets, &settings.guest);
+            if settings.guest.own_disks {
+                file.add_disk(session.lab.directory())?;
+            }
             session.guests.push(Guest::start(file, &session.lab.source)?);
         }
         for guest in &mut session.guests {

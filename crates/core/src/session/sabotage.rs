@@ -9,6 +9,8 @@ pub enum Rule {
     SwapPages,
     /// One bit of a page flips at the target between opening and writing (rule 5 must find it).
     FlipBit,
+    /// A record of the stream is lost at the target between opening and writing (rule 5 must find it).
+    DropRecord,
     /// The target applies a scattered frame after its VM's scatter was closed (rule 3).
     ApplyLateFrame,
     /// The target votes, and SHUT(0) is released, before the digests were compared (rule 4).

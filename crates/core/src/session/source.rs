@@ -333,6 +333,17 @@ impl SourceSession {
         }
     }
 
+    /// Whether a VM still waits for this step to be in the journal; steps that nothing waits for are always due.
+    pub fn awaits(&self, vm: u16, step: SourceStep) -> bool {
+        let stage = self.stage(vm);
+        match step {
+            SourceStep::Released => stage == Some(VmStage::Releasing),
+            SourceStep::Committed => matches!(stage, Some(VmStage::Deciding | VmStage::InDoubt)),
+            SourceStep::Done => stage == Some(VmStage::Leaving),
+            _ => true,
+        }
+    }
+
     /// A step is in the journal.
     pub fn journaled(&mut self, vm: u16, step: SourceStep) {
         let Some(state) = self.vms.get_mut(&vm) else { return };

@@ -421,6 +421,16 @@ impl TargetSession {
         }
     }
 
+    /// Whether a VM still waits for this step to be in the journal; steps that nothing waits for are always due.
+    pub fn awaits(&self, vm: u16, step: TargetStep) -> bool {
+        let stage = self.vms.get(&vm).map(|state| state.stage);
+        match step {
+            TargetStep::Voted => stage == Some(Stage::Voting),
+            TargetStep::Committed => stage == Some(Stage::Committing),
+            _ => true,
+        }
+    }
+
     /// A step is in the journal.
     pub fn journaled(&mut self, now: Time, vm: u16, step: TargetStep) {
         let Some(state) = self.vms.get_mut(&vm) else { return };

@@ -196,6 +196,19 @@ impl<'a> Bench<'a> {
         status(qmp)
     }
 
+    /// The QEMU of a guest on a host.
+    pub(super) fn qemu_at(&self, host: &Host, guest: &str) -> Result<Pid> {
+        let output = Command::new("ip").args(["netns", "pids", host.link.namespace.name()]).output()?;
+        let is_it = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            words.any(|word| word == b"-name") && words.next() == Some(guest.as_bytes())
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let pid = text.lines().filter_map(|pid| pid.trim().parse().ok()).find(is_it);
+        pid.map(Pid::from_raw).with_context(|| format!("no QEMU of {guest} at {}", host.name))
+    }
+
     /// Kills every process on a host at once, as if it had lost its power; its network stack still answers.
     pub(super) fn kill_host(&self, host: &Host) -> Result<()> {
         let output = Command::new("ip").args(["netns", "pids", host.link.namespace.name()]).output()?;
@@ -231,6 +244,12 @@ impl Running {
             ensure!(Instant::now() < until, "it did not say {text:?} within {within:?}: {}", told.trim());
             thread::sleep(LOOK);
         }
+    }
+
+    /// Kills it; the job is the agent's, and goes on.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        Ok(())
     }
 
     /// What Ctrl-C does.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod busy;
+pub mod kill;
 mod neighbours;
 mod scenarios;
 

@@ -163,7 +163,7 @@ pub(super) fn source_dies(bench: &mut Bench<'_>) -> Result<()> {
     let mut running = bench.migrate(&SLOW)?;
     running.wait_for(": stream", SOON)?;
     std::thread::sleep(Duration::from_millis(200));
-    bench.agents.kill_source()?;
+    bench.agents.kill(0)?;
     let ended = running.end(SOON)?;
     ended.exited(&[4])?;
     for index in all(bench) {

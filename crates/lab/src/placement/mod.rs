@@ -28,6 +28,7 @@ use crate::guest::{Accel, GuestOptions};
 use crate::progress::Progress;
 use crate::report::Machine;
 use crate::session::Settings;
+use crate::versions::Programs;
 
 pub use grouping::{Grouping, random_even, traffic_bytes};
 pub use table::{Choice, Composition, Report, Row, Trial, WorkloadReport};
@@ -117,6 +118,7 @@ pub fn run(options: &Options, accel: Accel, vmscatter: PathBuf) -> Result<Report
             },
             compare_ram: false,
             damage: None,
+            programs: Programs::default(),
             vmscatter: vmscatter.clone(),
         };
         let done = run_workload(workload, options, &settings, &assets, &progress);

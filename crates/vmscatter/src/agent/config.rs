@@ -29,6 +29,9 @@
 //! [fingerprints]
 //! key = "fleet.key"                   # the same on all hosts; without it `scan --out` is refused
 //!
+//! [test]
+//! holds = "holds"                     # see `agent::holds`; not for production
+//!
 //! [values]                            # for {placeholders} of guest files
 //! disks = "/srv/images"
 //! ```
@@ -78,6 +81,8 @@ pub struct AgentConfig {
     pub multicast: MulticastConfig,
     /// The file with the fleet's key, if this host has it.
     pub fleet_key: Option<PathBuf>,
+    /// For tests: where it is said at which steps guests are held ([`super::holds`]).
+    pub holds: Option<PathBuf>,
     /// Replacements for placeholders in guest files.
     pub values: BTreeMap<String, String>,
 }
@@ -161,6 +166,7 @@ struct RawConfig {
     #[serde(default)]
     multicast: RawMulticast,
     fingerprints: Option<RawFingerprints>,
+    test: Option<RawTest>,
     #[serde(default)]
     values: BTreeMap<String, String>,
 }
@@ -175,6 +181,12 @@ struct RawQemu {
 #[serde(deny_unknown_fields)]
 struct RawFingerprints {
     key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTest {
+    holds: PathBuf,
 }
 
 #[derive(Default, Deserialize)]
@@ -265,6 +277,7 @@ impl AgentConfig {
             memory,
             multicast,
             fleet_key: raw.fingerprints.map(|fingerprints| base.join(fingerprints.key)),
+            holds: raw.test.map(|test| base.join(test.holds)),
             values: raw.values,
             origin,
         })

@@ -13,6 +13,7 @@ pub mod cancel;
 pub mod config;
 pub mod control;
 pub mod guest_file;
+pub mod holds;
 pub mod host;
 pub mod input;
 pub mod jobs;
@@ -45,6 +46,7 @@ use cancel::CancelToken;
 use config::{AgentConfig, os_text};
 use control::{ControlConnection, PeerInfo, hello};
 use guest_file::{Values, format_uuid};
+use holds::Holds;
 use host::{HostError, Interface, MemoryLedger};
 use input::BadInput;
 use jobs::Jobs;
@@ -92,6 +94,8 @@ pub struct AgentContext {
     pub recovery: Recovery,
     /// What its migrations have measured.
     pub speeds: Speeds,
+    /// For tests: where guests are held.
+    pub holds: Holds,
     /// Set when the agent is to stop: sessions abort what they have not committed, and end.
     pub shutdown: CancelToken,
     incoming: Mutex<BTreeMap<u64, IncomingStatus>>,
@@ -195,6 +199,7 @@ async fn serve(config: AgentConfig) -> Result<(), AgentError> {
         journal,
         recovery: Recovery::default(),
         speeds: Speeds::in_dir(&config.state_dir),
+        holds: Holds::new(config.holds.clone()),
         shutdown: CancelToken::new(),
         incoming: Mutex::default(),
         config,

@@ -10,7 +10,6 @@ mod recovery;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
@@ -105,8 +104,6 @@ pub struct MigrateRequest {
     /// Percent of this host's processors that collecting may take.
     #[serde(default = "all_percent")]
     pub collect_cpu_percent: u8,
-    /// For tests that compare all RAM: a directory with a file per guest, before whose `cont` the target waits.
-    pub hold_before_cont: Option<PathBuf>,
 }
 
 /// What `vmscatter plan` asks for.
@@ -312,9 +309,6 @@ impl MigrateRequest {
         self.convergence.check()?;
         check_groups(self.groups)?;
         check_collect_cpu(self.collect_cpu_percent)?;
-        if self.hold_before_cont.as_ref().is_some_and(|dir| !dir.is_absolute()) {
-            return Err(BadInput::new("--hold-before-cont", "must be an absolute path"));
-        }
         Ok(guests)
     }
 }

@@ -189,9 +189,6 @@ pub(super) struct MigrateOptions {
     /// Return once the agent has begun; `attach` shows the job.
     #[arg(long, conflicts_with = "json")]
     pub(super) detach: bool,
-    /// For tests: each target waits before `cont` until DIR has a file of the guest's name.
-    #[arg(long, value_name = "DIR", hide_short_help = true)]
-    pub(super) hold_before_cont: Option<PathBuf>,
     #[command(flatten)]
     pub(super) view: ViewOptions,
 }

@@ -1,7 +1,7 @@
 //! From options to a request that has been checked as far as this side can.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::options::{MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
@@ -39,7 +39,6 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         groups: Some(options.groups),
         unsorted_groups: options.unsorted_groups,
         collect_cpu_percent: options.collect.cpu_percent,
-        hold_before_cont: options.hold_before_cont.as_deref().map(hold_directory).transpose()?,
     };
     request.check()?;
     Ok(LocalRequest::Migrate(request))
@@ -144,14 +143,4 @@ fn resolve(target: &TargetOption) -> Result<TargetSpec, BadInput> {
         }
     };
     Ok(TargetSpec { name: target.name.clone(), addr })
-}
-
-fn hold_directory(dir: &Path) -> Result<PathBuf, BadInput> {
-    let bad = |detail: String| BadInput::new(format!("--hold-before-cont {}", dir.display()), detail);
-    let path = std::path::absolute(dir).map_err(|e| bad(os_text(&e)))?;
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Ok(path),
-        Ok(_) => Err(bad("is no directory".into())),
-        Err(e) => Err(bad(os_text(&e))),
-    }
 }

@@ -182,22 +182,29 @@ mod tests {
 
     #[test]
     fn a_process_is_told_apart_and_ended_by_more_than_its_number() {
-        let mut child = std::process::Command::new("/bin/sleep").arg("1000.0625").spawn().unwrap();
+        // Its argument is this run's own, and it outlives a failure by little.
+        let argument = format!("30.{}", std::process::id());
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg(&argument)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         let pid = child.id() as i32;
         let process = identify(pid).unwrap();
         assert!(is_alive(&process));
         assert!(!is_alive(&ProcessId { start_ticks: process.start_ticks + 1, ..process }));
         assert!(!is_alive(&ProcessId { boot: [0; 16], ..process }));
-        assert_eq!(with_argument("1000.0625").map(|found| found.start_ticks), Some(process.start_ticks));
+        assert_eq!(with_argument(&argument).map(|found| found.start_ticks), Some(process.start_ticks));
         let later = ProcessId { start_ticks: process.start_ticks + 1, ..process };
         assert!(
-            end(&later, "1000.0625", LOOK),
+            end(&later, &argument, LOOK),
             "another process of that number is none of ours, and ours is gone"
         );
         assert!(!end(&process, "nonsense", LOOK));
         assert!(is_alive(&process));
         // A process that has ended and is still to be waited for is gone, too.
-        assert!(end(&process, "1000.0625", Duration::from_secs(10)));
+        assert!(end(&process, &argument, Duration::from_secs(10)));
         assert!(identify(pid).is_none());
         child.wait().unwrap();
     }

@@ -4,7 +4,6 @@
 //! its guest is stopped. Deadlines act by closing sockets.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use super::milestones::Milestones;
 use super::scatter::ScatterThread;
 use super::stream::{Stream, StreamEvent};
 use crate::agent::cancel::CancelToken;
+use crate::agent::holds::{Holds, Moment};
 use crate::agent::input::one_line;
 use crate::agent::jobs::EventSink;
 use crate::agent::journal::Journal;
@@ -50,7 +50,8 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) enum TaskEnd {
     Failed(String),
-    CommitMayGo,
+    /// A step at which the guest was held may go on.
+    Released(Moment, SourceStep),
     /// The guest stays, and all is put back.
     Stayed,
     /// It was to be let run again, and was not.
@@ -144,7 +145,7 @@ pub(super) struct Actor {
     pub(super) to_events: UnboundedSender<Event>,
     pub(super) stream_events: UnboundedReceiver<(u16, StreamEvent)>,
     pub(super) sink: EventSink,
-    pub(super) hold_before_cont: Option<PathBuf>,
+    pub(super) holds: Holds,
     pub(super) streams_max: usize,
     /// What is allowed to guests that dirty faster than their streams carry.
     pub(super) policy: ConvergencePolicy,
@@ -278,7 +279,12 @@ impl Actor {
     fn task_ended(&mut self, vm: u16, end: TaskEnd) {
         match end {
             TaskEnd::Failed(reason) => self.session.failed(vm, reason),
-            TaskEnd::CommitMayGo => self.write_journal(vm, SourceStep::Committed),
+            // What had led to the step may not hold any more.
+            TaskEnd::Released(Moment::Before, step) if self.session.awaits(vm, step) => {
+                self.write_journal(vm, step);
+            }
+            TaskEnd::Released(Moment::Before, _) => {}
+            TaskEnd::Released(Moment::After, step) => self.session.journaled(vm, step),
             TaskEnd::Stayed => drop(self.has_stayed(vm)),
             TaskEnd::NotResumed(reason) => {
                 let state = &mut self.vms[usize::from(vm)];
@@ -398,8 +404,11 @@ impl Actor {
                     self.start_stream(vm);
                 }
             }
-            SourceAction::Journal { vm, step: SourceStep::Committed } => self.decide(vm),
-            SourceAction::Journal { vm, step } => self.write_journal(vm, step),
+            SourceAction::Journal { vm, step } => {
+                if !self.is_held(vm, Moment::Before, step) {
+                    self.write_journal(vm, step);
+                }
+            }
             SourceAction::ReleaseShut { vm } => {
                 self.vms[usize::from(vm)].stream.return_path(&vmscatter_core::qemu_stream::SHUT_OK);
             }
@@ -468,22 +477,15 @@ impl Actor {
         }
     }
 
-    /// The one decision, after the operator's hold if one was asked for.
-    fn decide(&mut self, vm: u16) {
-        let Some(dir) = self.hold_before_cont.clone() else {
-            return self.write_journal(vm, SourceStep::Committed);
-        };
-        let name = self.vms[usize::from(vm)].guest.name.clone();
+    /// Whether a test holds the guest at this step; it goes on with [`TaskEnd::Released`].
+    fn is_held(&mut self, vm: u16, moment: Moment, step: SourceStep) -> bool {
+        let name = &self.vms[usize::from(vm)].guest.name;
+        let Some(hold) = self.holds.find(name, moment, Step::Source(step)) else { return false };
         self.task(vm, async move {
-            let go = dir.join(format!("{name}.go"));
-            if let Err(error) = tokio::fs::write(dir.join(format!("{name}.held")), "").await {
-                tracing::warn!("{}: {error}", dir.display());
-            }
-            while !tokio::fs::try_exists(&go).await.unwrap_or(true) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            Some(TaskEnd::CommitMayGo)
+            hold.wait().await;
+            Some(TaskEnd::Released(moment, step))
         });
+        true
     }
 
     fn write_journal(&mut self, vm: u16, step: SourceStep) {
@@ -492,7 +494,9 @@ impl Actor {
                 if matches!(step, SourceStep::Released | SourceStep::Committed) {
                     self.vms[usize::from(vm)].journal += time;
                 }
-                self.session.journaled(vm, step);
+                if !self.is_held(vm, Moment::After, step) {
+                    self.session.journaled(vm, step);
+                }
             }
             Err(error) => {
                 let state = &mut self.vms[usize::from(vm)];

@@ -256,7 +256,7 @@ impl Run {
             to_events,
             stream_events,
             sink: self.sink.clone(),
-            hold_before_cont: self.request.hold_before_cont.clone(),
+            holds: self.ctx.holds.clone(),
             streams_max: STREAMS_MAX,
             policy: self.request.convergence.policy(),
             auto_converge: self.request.convergence.auto_converge,

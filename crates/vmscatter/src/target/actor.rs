@@ -20,6 +20,7 @@ use super::incoming::{self, Incoming, Resumed};
 use super::pipe::Pipe;
 use crate::agent::AgentContext;
 use crate::agent::control::{ControlSender, PeerInfo};
+use crate::agent::holds::Moment;
 use crate::agent::journal::Journal;
 use crate::net::data::read_pieces;
 use crate::net::udp::{GroupReceivers, PieceBatch};
@@ -49,12 +50,48 @@ pub(super) struct Session {
 pub(super) enum Event {
     Control(Message),
     ControlLost(String),
-    Started { vm: u16, result: Result<(Incoming, UnixStream), String> },
-    Written { vm: u16, bytes: usize, frames: Vec<u64>, stream_next: u64 },
-    ReturnPath { vm: u16, bytes: Vec<u8> },
-    ReturnPathEnded { vm: u16 },
-    Broken { vm: u16, reason: String },
-    Resumed { vm: u16, incoming: Incoming, resumed: Resumed },
+    Started {
+        vm: u16,
+        result: Result<(Incoming, UnixStream), String>,
+    },
+    Written {
+        vm: u16,
+        bytes: usize,
+        frames: Vec<u64>,
+        stream_next: u64,
+    },
+    ReturnPath {
+        vm: u16,
+        bytes: Vec<u8>,
+    },
+    ReturnPathEnded {
+        vm: u16,
+    },
+    Broken {
+        vm: u16,
+        reason: String,
+    },
+    Resumed {
+        vm: u16,
+        incoming: Incoming,
+        resumed: Resumed,
+    },
+    /// A VM that a test has held may go on.
+    Held {
+        vm: u16,
+        then: Then,
+    },
+}
+
+/// What follows where a test has held a VM.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Then {
+    /// The step is put into the journal.
+    Write(TargetStep),
+    /// The session hears that it is there.
+    Written(TargetStep),
+    /// The session hears that the guest runs, since this many microseconds after the Unix epoch.
+    Running(u64),
 }
 
 #[derive(Debug)]
@@ -194,12 +231,24 @@ impl Actor {
             Event::ReturnPath { vm, bytes } => self.session.return_path(now, vm, &bytes),
             Event::ReturnPathEnded { vm } => self.return_path_ended(vm),
             Event::Broken { vm, reason } => self.fail(vm, reason),
+            Event::Held { vm, then: Then::Write(step) } => {
+                // What had led to the step may not hold any more.
+                if self.session.awaits(vm, step) {
+                    self.write_journal(vm, step);
+                }
+            }
+            Event::Held { vm, then: Then::Written(step) } => self.session.journaled(now, vm, step),
+            Event::Held { vm, then: Then::Running(unix_us) } => self.session.running(vm, unix_us),
             Event::Resumed { vm, incoming, resumed } => {
                 if let Some(state) = self.vms.get_mut(&vm) {
                     state.incoming = Some(incoming);
                 }
                 match resumed {
-                    Resumed::At(unix_us) => self.session.running(vm, unix_us),
+                    Resumed::At(unix_us) => {
+                        if !self.is_held(vm, Moment::Before, Then::Running(unix_us)) {
+                            self.session.running(vm, unix_us);
+                        }
+                    }
                     Resumed::Never(reason) | Resumed::Unknown(reason) => self.fail(vm, reason),
                 }
             }
@@ -267,7 +316,11 @@ impl Actor {
                     pipe.write(output);
                 }
             }
-            TargetAction::Journal { vm, step } => self.write_journal(vm, step),
+            TargetAction::Journal { vm, step } => {
+                if !self.is_held(vm, Moment::Before, Then::Write(step)) {
+                    self.write_journal(vm, step);
+                }
+            }
             TargetAction::Forget { vm } => self.forget(vm),
             TargetAction::Resume { vm, cont } => self.resume(vm, cont),
             TargetAction::Kill { vm } => self.kill(vm),
@@ -358,7 +411,11 @@ impl Actor {
     fn write_journal(&mut self, vm: u16, step: TargetStep) {
         let Some(state) = self.vms.get(&vm).filter(|state| state.live.is_some()) else { return };
         match self.journal.step(self.key(&state.spec), Step::Target(step)) {
-            Ok(_) => self.session.journaled(self.now(), vm, step),
+            Ok(_) => {
+                if !self.is_held(vm, Moment::After, Then::Written(step)) {
+                    self.session.journaled(self.now(), vm, step);
+                }
+            }
             Err(error) => {
                 tracing::error!(vm = state.spec.name, "journal: {error}");
                 if matches!(step, TargetStep::Voted | TargetStep::Committed) {
@@ -366,6 +423,26 @@ impl Actor {
                 }
             }
         }
+    }
+
+    /// Whether a test holds the VM here; it goes on with [`Event::Held`].
+    fn is_held(&self, vm: u16, moment: Moment, then: Then) -> bool {
+        let step = match then {
+            Then::Write(TargetStep::Running) => return false, // It is told of in the same breath: held before that.
+            Then::Write(step) | Then::Written(step) => step,
+            Then::Running(_) => TargetStep::Running,
+        };
+        let hold = self
+            .vms
+            .get(&vm)
+            .and_then(|state| self.ctx.holds.find(&state.spec.name, moment, Step::Target(step)));
+        let Some(hold) = hold else { return false };
+        let events = self.to_events.clone();
+        self.runtime.spawn(async move {
+            hold.wait().await;
+            let _ = events.send(Event::Held { vm, then });
+        });
+        true
     }
 
     fn forget(&mut self, vm: u16) {

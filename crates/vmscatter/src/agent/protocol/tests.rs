@@ -32,7 +32,6 @@ fn request() -> MigrateRequest {
         groups: Some(1),
         unsorted_groups: false,
         collect_cpu_percent: 100,
-        hold_before_cont: None,
     }
 }
 
@@ -91,7 +90,6 @@ fn each_fault_has_its_line() {
         (|r| r.groups = Some(0), "--groups: "),
         (|r| r.bandwidth_bits = Some(BANDWIDTH_BITS_MIN - 1), "--bandwidth: "),
         (|r| r.collect_cpu_percent = 0, "--collect-cpu: "),
-        (|r| r.hold_before_cont = Some("x".into()), "--hold-before-cont: "),
     ];
     for (break_it, expected) in cases {
         let mut broken = request();
