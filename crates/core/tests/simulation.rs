@@ -43,6 +43,12 @@ fn seeded_sessions_hold_the_rules() {
     }
 }
 
+/// RAM's end and the devices' state reach the incoming QEMU in two writes, which the simulated one once did not expect.
+#[test]
+fn seed_35081_ends() {
+    run_seeds(35_081..35_082);
+}
+
 /// One slow incoming QEMU holds up nobody once it is waited for no longer; it comes after, without the scatter.
 #[test]
 fn a_late_twin_delays_nobody_and_comes_after() {

@@ -219,6 +219,8 @@ pub struct TargetQemu {
     pub loaded: bool,
     pub gone: bool,
     parser: Parser,
+    /// RAM has ended; what follows is the devices'.
+    ram_ended: bool,
     tail: Vec<u8>,
 }
 
@@ -238,6 +240,7 @@ impl TargetQemu {
             loaded: false,
             gone: false,
             parser: Parser::new(),
+            ram_ended: false,
             tail: Vec::new(),
         }
     }
@@ -245,7 +248,7 @@ impl TargetQemu {
     /// Bytes on its migration socket; gives back what it says on the return path.
     pub fn write(&mut self, bytes: &[u8]) -> Vec<u8> {
         let (memory, tail) = (&mut self.memory, &mut self.tail);
-        let mut ended = !tail.is_empty();
+        let ended = &mut self.ram_ended;
         let mut input = bytes;
         while let Some(event) =
             self.parser.next_event(&mut input).expect("vmscatter composed what QEMU can't load")
@@ -259,8 +262,8 @@ impl TargetQemu {
                     let start = page as usize * PAGE_SIZE;
                     memory[block as usize][start..start + PAGE_SIZE].fill(0);
                 }
-                Event::RamEnd => ended = true,
-                Event::Raw(raw) if ended => tail.extend_from_slice(raw),
+                Event::RamEnd => *ended = true,
+                Event::Raw(raw) if *ended => tail.extend_from_slice(raw),
                 _ => {}
             }
         }
