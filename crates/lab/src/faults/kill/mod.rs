@@ -1,8 +1,8 @@
 //! `lab kill-matrix`: at each step of a guest's way everything that can be killed or cut off is, on real guests.
 //!
-//! - [`matrix`]: steps, faults, and which end rule 4 leaves to whom
-//! - [`cell`]: one step and one fault, from a fresh boot to the guests' ends
-//! - [`table`]: what came of it
+//! - `matrix`: steps, faults, and which end rule 4 leaves to whom
+//! - `cell`: one step and one fault, from a fresh boot to the guests' ends
+//! - `table`: what came of it
 //!
 //! Three guests are on their way: vm1, at whose step something happens; vm3, which goes to the same host; and vm2, which goes to another and has
 //! nothing to do with it unless it is the source's agent that dies. In every second cell they have disks
