@@ -23,7 +23,8 @@ fn wrong_options_are_one_line_that_names_the_option() {
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--bandwidth", "10kbit"], "--bandwidth: "),
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--parallel", "0"], "--parallel: "),
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--vm", "vm1"], "'--vm <NAME=HOST>...'"),
-        (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--hold-before-cont", "/no/dir"], "/no/dir: "),
+        (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--retry", "101"], "--retry: "),
+        (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--deadline", "1"], "'--deadline <DURATION>'"),
         (&["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--colour"], "'--colour'"),
         (
             &["migrate", "--to", "t1=10.0.0.1", "--guest", guest, "--collect-cpu", "101"],
