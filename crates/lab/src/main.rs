@@ -159,7 +159,7 @@ struct FaultsArguments {
 
 #[derive(clap::Args)]
 struct KillArguments {
-    /// A few cells of it, two minutes
+    /// A few cells of it, a minute and a half
     #[arg(long)]
     short: bool,
     /// Only these steps [default: all]

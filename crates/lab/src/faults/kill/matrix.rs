@@ -158,12 +158,11 @@ impl End {
 
 impl Cell {
     /// Few, for every day: agents killed before and after the decision, a QEMU, and a network that is cut one way.
-    pub(super) const SHORT: [Self; 5] = [
+    pub(super) const SHORT: [Self; 4] = [
         Self::new(Step::Streaming, Fault::SourceAgent),
         Self::new(Step::Voted, Fault::TargetQemu),
         Self::new(Step::Completed, Fault::SourceAgent),
         Self::new(Step::Committed, Fault::CutToSource),
-        Self::new(Step::Told, Fault::TargetAgent),
     ];
 
     const fn new(step: Step, fault: Fault) -> Self {
