@@ -21,8 +21,7 @@ use std::time::{Duration, Instant};
 
 use lab::assets::Assets;
 use lab::progress::Progress;
-use lab::session::{Session, Settings};
-use lab::versions::Programs;
+use lab::session::{Programs, Session, Settings};
 use lab::{GuestOptions, state};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;

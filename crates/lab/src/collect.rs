@@ -20,8 +20,7 @@ use crate::guest::{Guest, GuestFile, GuestOptions, fact};
 use crate::host::Lab;
 use crate::progress::Progress;
 use crate::scatter::Agents;
-use crate::session::Settings;
-use crate::versions::Programs;
+use crate::session::{Programs, Settings};
 use crate::weight;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);

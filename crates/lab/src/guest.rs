@@ -347,13 +347,19 @@ pub fn qemu_version(program: &Path) -> String {
     String::from_utf8_lossy(&output).lines().next().unwrap_or_default().to_owned()
 }
 
+/// `7.2.22` of `QEMU emulator version 7.2.22 (Debian …)`; `None` if it can't be run or says something else.
+pub(crate) fn qemu_number(program: &Path) -> Option<String> {
+    let version = qemu_version(program);
+    let (_, rest) = version.split_once("version ")?;
+    rest.split_whitespace().next().map(str::to_owned)
+}
+
 /// QEMU's major version; 0, the most careful answer, if it is not understood.
 fn qemu_major() -> u32 {
     static MAJOR: OnceLock<u32> = OnceLock::new();
     *MAJOR.get_or_init(|| {
-        let version = qemu_version(Path::new(QEMU));
-        let number = version.split_once("version ").and_then(|(_, rest)| rest.split('.').next());
-        number.and_then(|number| number.parse().ok()).unwrap_or(0)
+        let number = qemu_number(Path::new(QEMU)).unwrap_or_default();
+        number.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
     })
 }
 

@@ -85,6 +85,11 @@ impl Lab {
         self.targets.last().context("just added")
     }
 
+    /// The source, and then the targets.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        std::iter::once(&self.source).chain(&self.targets)
+    }
+
     /// The lab's directory, for files of a session: configurations, keys, guest files.
     pub fn directory(&self) -> &Path {
         &self.directory

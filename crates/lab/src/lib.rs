@@ -16,6 +16,7 @@ pub mod guest;
 pub mod host;
 pub mod igmp;
 pub mod memory_limit;
+mod names;
 pub mod net;
 pub mod placement;
 pub mod predict;

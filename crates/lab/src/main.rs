@@ -16,9 +16,8 @@ use lab::faults::{self, Scenario};
 use lab::groups::{self, Way};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::predict::{self, PredictOptions};
-use lab::session::Settings;
-use lab::versions::{self, Programs};
-use lab::{Accel, GuestOptions, Mode, placement, state, transport};
+use lab::session::{Programs, Settings};
+use lab::{Accel, GuestOptions, Mode, placement, state, transport, versions};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -287,15 +286,13 @@ fn main() -> ExitCode {
             Err(error) => failed(&error, 1),
         },
         Command::Demo(arguments) => {
-            match check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref()) {
-                Err(error) => failed(&error, 2),
-                Ok(vmscatter) => ended(arguments.run(vmscatter)),
-            }
+            let checked = check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref());
+            run(checked, |vmscatter| arguments.run(vmscatter))
         }
-        Command::EndToEnd(arguments) => match check(&arguments.modes, arguments.vmscatter.clone(), None) {
-            Err(error) => failed(&error, 2),
-            Ok(vmscatter) => ended(arguments.run(vmscatter)),
-        },
+        Command::EndToEnd(arguments) => {
+            let checked = check(&arguments.modes, arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
+        }
         Command::Transport(arguments) => {
             let options = transport::Options {
                 scenarios: if arguments.only.is_empty() {
@@ -316,43 +313,37 @@ fn main() -> ExitCode {
         Command::Predict(arguments) => {
             let checked = check(&arguments.modes, arguments.vmscatter.clone(), arguments.json.as_deref());
             let foreign = arguments.modes.iter().find(|mode| !mode.needs_vmscatter());
-            match checked.and_then(|vmscatter| match foreign {
+            let checked = checked.and_then(|vmscatter| match foreign {
                 None => Ok(vmscatter),
                 Some(mode) => bail!("--modes: {} makes no plans", mode.name()),
-            }) {
-                Err(error) => failed(&error, 2),
-                Ok(vmscatter) => ended(arguments.run(vmscatter)),
-            }
+            });
+            run(checked, |vmscatter| arguments.run(vmscatter))
         }
         Command::Placement(arguments) => {
             let json = arguments.options.json.clone();
-            match check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref()) {
-                Err(error) => failed(&error, 2),
-                Ok(vmscatter) => ended(arguments.run(vmscatter)),
-            }
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), json.as_deref());
+            run(checked, |vmscatter| arguments.run(vmscatter))
         }
-        Command::Collect(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
-            Err(error) => failed(&error, 2),
-            Ok(vmscatter) => ended(arguments.run(vmscatter)),
-        },
-        Command::Groups(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
-            Err(error) => failed(&error, 2),
-            Ok(vmscatter) => ended(arguments.run(vmscatter)),
-        },
+        Command::Collect(arguments) => {
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
+        }
+        Command::Groups(arguments) => {
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
+        }
         Command::QemuVersions(arguments) => {
-            match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
-                Err(error) => failed(&error, 2),
-                Ok(vmscatter) => ended(arguments.run(vmscatter)),
-            }
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
         }
-        Command::KillMatrix(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
-            Err(error) => failed(&error, 2),
-            Ok(vmscatter) => ended(arguments.run(vmscatter)),
-        },
-        Command::Faults(arguments) => match check(&[Mode::Scatter], arguments.vmscatter.clone(), None) {
-            Err(error) => failed(&error, 2),
-            Ok(vmscatter) => ended(arguments.run(vmscatter)),
-        },
+        Command::KillMatrix(arguments) => {
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
+        }
+        Command::Faults(arguments) => {
+            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
+            run(checked, |vmscatter| arguments.run(vmscatter))
+        }
     }
 }
 
@@ -363,6 +354,14 @@ fn parse_rate(text: &str) -> Result<String, String> {
     match number.parse::<f64>() {
         Ok(rate) if known && rate > 0.0 && rate.is_finite() => Ok(text.to_owned()),
         _ => Err("a rate is a number with bit, kbit, mbit or gbit, such as 1gbit".to_owned()),
+    }
+}
+
+/// Runs what needs the vmscatter program, once its options have been found right.
+fn run(checked: Result<PathBuf>, work: impl FnOnce(PathBuf) -> Result<bool>) -> ExitCode {
+    match checked {
+        Err(error) => failed(&error, 2),
+        Ok(vmscatter) => ended(work(vmscatter)),
     }
 }
 

@@ -10,11 +10,14 @@
 
 use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
+
+use crate::state;
 
 /// Bytes that may leave at once: room for two GSO super-packets of 64 KiB. With less than one, tbf would cut them up
 /// (TCP) or drop them; 128 KiB are about a millisecond at 1 Gbit/s.
@@ -65,6 +68,13 @@ impl Namespace {
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
         let program = command.get_program().to_string_lossy().into_owned();
         self.inside(move || command.spawn())?.with_context(|| format!("{program} can't be started"))
+    }
+
+    /// The processes inside the namespace.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let path = format!("/run/netns/{}", self.name);
+        let meta = std::fs::metadata(&path).context(path)?;
+        Ok(state::processes(&[(meta.dev(), meta.ino())]))
     }
 
     /// Gives `rules` to nft inside the namespace, for faults that [`Network::set_loss`] does not have.

@@ -120,7 +120,7 @@ impl Agents {
             options: Vec::new(),
         };
         let keys = agents.directory.join("keys");
-        let hosts: Vec<&Host> = std::iter::once(&lab.source).chain(&lab.targets).collect();
+        let hosts: Vec<&Host> = lab.hosts().collect();
         let mut command = Command::new(&agents.program);
         command.args(["keys", "init", "--dir"]).arg(&keys);
         for host in &hosts {
@@ -141,11 +141,12 @@ impl Agents {
     }
 
     /// Where agents look whether a guest is to be held at some step.
-    pub(crate) fn holds(&self) -> PathBuf {
+    fn holds(&self) -> PathBuf {
         self.directory.join("holds")
     }
 
-    /// Has agents hold a guest at a step, such as `source-before-committed`, until the file is removed.
+    /// Has agents hold a guest at a step, such as `source-before-committed`, until the file is removed; once it is held
+    /// there is one with `.held` in place of `.hold`.
     pub(crate) fn hold(&self, guest: &str, place: &str) -> Result<PathBuf> {
         let path = self.holds().join(format!("{guest}.{place}.hold"));
         fs::create_dir_all(self.holds())?;
@@ -164,7 +165,7 @@ impl Agents {
 
     /// Starts an agent again that was killed, with the same state; its log goes on.
     pub(crate) fn restart(&mut self, number: usize, lab: &Lab) -> Result<()> {
-        let host = std::iter::once(&lab.source).chain(&lab.targets).nth(number).context("no such host")?;
+        let host = lab.hosts().nth(number).context("no such host")?;
         self.children[number] = self.start_agent(host, &self.directory.join("keys"))?;
         Ok(())
     }
@@ -257,7 +258,7 @@ impl Agents {
             (output, watched)
         });
         let outcome = output.and_then(|output| parse(&output)).map_err(|error| {
-            let logs = std::iter::once(&session.lab.source).chain(&session.lab.targets).map(last_of_log);
+            let logs = session.lab.hosts().map(last_of_log);
             error.context(format!("the agents' last words:\n{}", logs.collect::<String>()))
         })?;
         let arrivals = session.guests.iter().zip(watched);

@@ -1,17 +1,18 @@
 //! One run: boot guests, move them all in one mode, measure, check.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Serialize, Serializer};
 
 use crate::assets::{Assets, SHARED_BYTES};
-use crate::guest::{Guest, GuestFile, GuestOptions, Qemu, fact};
+use crate::guest::{Guest, GuestFile, GuestOptions, QEMU, Qemu, fact};
 use crate::host::{Host, Lab};
+use crate::names::by_name;
 use crate::progress::Progress;
 use crate::qmp::Qmp;
 use crate::report::{Downtime, GuestRow, Run};
-use crate::versions::Programs;
 use crate::{baseline, ram, scatter, serial, weight};
 
 /// Ticks seen at the target before a guest counts as running there, and how long they may take.
@@ -62,17 +63,28 @@ impl std::str::FromStr for Mode {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = Self::ALL.map(Self::name).join(", ");
-        Self::ALL
-            .into_iter()
-            .find(|mode| mode.name() == name)
-            .ok_or(format!("no mode {name:?}; known: {known}"))
+        by_name("mode", name, &Self::ALL, Self::name)
     }
 }
 
 impl Serialize for Mode {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+/// The program of each side of a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// Of the host that guests leave.
+    pub source: PathBuf,
+    /// Of those to which they go.
+    pub target: PathBuf,
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self { source: QEMU.into(), target: QEMU.into() }
     }
 }
 
@@ -94,7 +106,7 @@ pub struct Settings {
     /// What runs guests.
     pub programs: Programs,
     /// The vmscatter program.
-    pub vmscatter: std::path::PathBuf,
+    pub vmscatter: PathBuf,
 }
 
 /// One flipped bit in one guest.

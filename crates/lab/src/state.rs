@@ -115,7 +115,7 @@ fn namespaces(pid: u32) -> Vec<PathBuf> {
 }
 
 /// Processes, other than this one, in one of the network namespaces with these (device, inode) pairs.
-fn processes(namespaces: &[(u64, u64)]) -> Vec<i32> {
+pub(crate) fn processes(namespaces: &[(u64, u64)]) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()

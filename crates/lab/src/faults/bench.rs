@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -86,7 +86,7 @@ impl<'a> Bench<'a> {
 
     /// The end of every agent's log.
     pub(super) fn last_words(&self) -> String {
-        std::iter::once(&self.session.lab.source).chain(&self.session.lab.targets).map(last_of_log).collect()
+        self.session.lab.hosts().map(last_of_log).collect()
     }
 
     /// Starts `vmscatter migrate` with these options besides, and follows each guest to its target.
@@ -198,22 +198,19 @@ impl<'a> Bench<'a> {
 
     /// The QEMU of a guest on a host.
     pub(super) fn qemu_at(&self, host: &Host, guest: &str) -> Result<Pid> {
-        let output = Command::new("ip").args(["netns", "pids", host.link.namespace.name()]).output()?;
         let is_it = |pid: &i32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let mut words = line.split(|byte| *byte == 0);
             words.any(|word| word == b"-name") && words.next() == Some(guest.as_bytes())
         };
-        let text = String::from_utf8_lossy(&output.stdout);
-        let pid = text.lines().filter_map(|pid| pid.trim().parse().ok()).find(is_it);
+        let pid = host.processes()?.into_iter().find(is_it);
         pid.map(Pid::from_raw).with_context(|| format!("no QEMU of {guest} at {}", host.name))
     }
 
     /// Kills every process on a host at once, as if it had lost its power; its network stack still answers.
     pub(super) fn kill_host(&self, host: &Host) -> Result<()> {
-        let output = Command::new("ip").args(["netns", "pids", host.link.namespace.name()]).output()?;
-        for pid in String::from_utf8_lossy(&output.stdout).lines() {
-            let _ = kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGKILL);
+        for pid in host.processes()? {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::assets::Assets;
+use crate::names::by_name;
 use crate::progress::Progress;
 use crate::session::Settings;
 use bench::Bench;
@@ -125,11 +126,7 @@ impl std::str::FromStr for Scenario {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = Self::ALL.map(Self::name).join(", ");
-        Self::ALL
-            .into_iter()
-            .find(|scenario| scenario.name() == name)
-            .ok_or(format!("no scenario {name:?}; known: {known}"))
+        by_name("scenario", name, &Self::ALL, Self::name)
     }
 }
 

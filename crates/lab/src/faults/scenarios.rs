@@ -117,17 +117,18 @@ pub(super) fn retry(bench: &mut Bench<'_>) -> Result<()> {
     ended.exited(&[0])?;
     let again = ended.line("tried again (1 of 2): ")?;
     let again: Vec<&str> = again.rsplit(": ").next().unwrap_or_default().split(", ").collect();
+    let names = all(bench).map(|index| bench.guest(index).file.name.as_str());
+    let failed = |name: &&str| ended.line(&format!("{name}: failed, stays: {lost}")).is_ok();
+    let failed: Vec<&str> = names.filter(failed).collect();
+    ensure!(!failed.is_empty() && failed == again, "{}", ended.stderr);
     for index in all(bench) {
         let name = bench.guest(index).file.name.as_str();
-        let was_there = ended.line(&format!("{name}: failed, stays: {lost}")).is_ok();
-        ensure!(was_there == again.contains(&name), "{}", ended.stderr);
         let others = bench.session.lab.targets.iter().filter(|host| host.name != lost);
         let there =
             |host: &&crate::host::Host| ended.line(&format!("{name}: running at {}", host.name)).is_ok();
         let host = others.into_iter().find(there).with_context(|| ended.stderr.clone())?;
         bench.moved_to(&ended, index, &host.name)?;
     }
-    ensure!(!again.is_empty(), "nothing was lost with {lost}");
     Ok(())
 }
 
@@ -141,13 +142,12 @@ pub(super) fn guest_events(bench: &mut Bench<'_>) -> Result<()> {
     ended.exited(&[3])?;
     ended.line("warning: vm1: the guest was reset on its way")?;
     ended.line("vm2: failed, stays: the guest shut down")?;
-    let is_gone = |qmp| ensure_gone(qmp).context("vm2");
-    is_gone(&bench.guest(1).source.qmp)?;
-    ended.twins[1].as_ref().map_or(Ok(()), |twin| is_gone(&twin.qmp))?;
+    let twin = ended.twins[1].iter().map(|twin| &twin.qmp);
+    twin.chain([&bench.guest(1).source.qmp]).try_for_each(ensure_gone).context("vm2")?;
     bench.moved(&ended, 2)?;
     let line = ended.line("vm1: running at host1")?;
     ensure!(line.ends_with(", verified"), "{line}");
-    is_gone(&bench.guest(0).source.qmp).context("vm1")?;
+    ensure_gone(&bench.guest(0).source.qmp).context("vm1")?;
     // It boots at its target, or has done so already: its ticks begin anew.
     let (serial, until) = (&bench.guest(0).serial, Instant::now() + QUICK);
     let again = || serial.ticks().iter().any(|tick| tick.line > 0 && tick.sequence > 0);

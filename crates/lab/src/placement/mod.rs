@@ -27,8 +27,7 @@ use crate::assets::{Assets, cache_directory};
 use crate::guest::{Accel, GuestOptions};
 use crate::progress::Progress;
 use crate::report::Machine;
-use crate::session::Settings;
-use crate::versions::Programs;
+use crate::session::{Programs, Settings};
 
 pub use grouping::{Grouping, random_even, traffic_bytes};
 pub use table::{Choice, Composition, Report, Row, Trial, WorkloadReport};

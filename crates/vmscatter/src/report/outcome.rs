@@ -24,6 +24,20 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// What follows from what has become of a job's guests.
+    pub fn of_guests(guests: &[GuestOutcome]) -> Exit {
+        let moved = guests.iter().filter(|g| g.status.moved()).count();
+        if moved == guests.len() {
+            Exit::Success
+        } else if moved > 0 {
+            Exit::Partial
+        } else if guests.iter().any(|g| g.status == GuestStatus::Cancelled) {
+            Exit::Cancelled
+        } else {
+            Exit::Failed
+        }
+    }
+
     /// The code.
     pub fn code(self) -> u8 {
         match self {
@@ -274,16 +288,7 @@ impl MigrateOutcome {
         guests: Vec<GuestOutcome>,
         scatter: ScatterOutcome,
     ) -> MigrateOutcome {
-        let moved = guests.iter().filter(|g| g.status.moved()).count();
-        let exit = if moved == guests.len() {
-            Exit::Success
-        } else if moved > 0 {
-            Exit::Partial
-        } else if guests.iter().any(|g| g.status == GuestStatus::Cancelled) {
-            Exit::Cancelled
-        } else {
-            Exit::Failed
-        };
+        let exit = Exit::of_guests(&guests);
         MigrateOutcome { session, exit, error: None, total_time_s, guests, scatter, placement: None }
     }
 

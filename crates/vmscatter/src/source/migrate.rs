@@ -42,7 +42,8 @@ const STREAMS_MAX: usize = 2;
 /// A target says within this time that its own key is in use.
 const GRANT_DEADLINE: Duration = Duration::from_secs(20);
 
-/// A session that is to be.
+/// A session that is to be, or several of one job.
+#[derive(Clone)]
 pub(super) struct Run {
     pub(super) ctx: Arc<AgentContext>,
     pub(super) request: MigrateRequest,

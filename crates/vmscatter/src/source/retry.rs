@@ -9,11 +9,10 @@ use vmscatter_core::wire::control::Message;
 use super::guest::SourceGuest;
 use super::migrate::Run;
 use super::prepare::{Stop, reach};
-use crate::agent::guest_file::GuestFile;
-use crate::agent::protocol::{GuestText, MigrateRequest, Pin, TargetSpec};
+use crate::agent::protocol::{GuestText, Pin, TargetSpec};
 use crate::random::random_uuid;
 use crate::report::event::JobEvent;
-use crate::report::outcome::{GuestOutcome, GuestStatus, MigrateOutcome};
+use crate::report::outcome::{Exit, GuestOutcome, GuestStatus, MigrateOutcome};
 
 /// Between the end of an attempt and the next: what a failed one has left at a target is gone by then, and a host that starts
 /// its agent anew may answer again.
@@ -60,12 +59,8 @@ impl Run {
                 }
             }
         }
-        let guests = std::mem::take(&mut outcome.guests);
-        let total_time_s = self.start.elapsed().as_secs_f64();
-        let scatter = std::mem::take(&mut outcome.scatter);
-        let summed =
-            MigrateOutcome::of_guests(std::mem::take(&mut outcome.session), total_time_s, guests, scatter);
-        *outcome = MigrateOutcome { placement: outcome.placement.take(), ..summed };
+        outcome.exit = Exit::of_guests(&outcome.guests);
+        outcome.total_time_s = self.start.elapsed().as_secs_f64();
         !self.cancel.is_cancelled()
     }
 
@@ -95,7 +90,7 @@ impl Run {
             if guest.status != GuestStatus::Failed {
                 continue;
             }
-            match self.obstacle(&self.request.guests[at], answering).await {
+            match self.obstacle(&guest.name, &self.request.guests[at], answering).await {
                 None => failed.push(Failed { at, name: guest.name.clone(), target: guest.target.clone() }),
                 Some(obstacle) => {
                     let text = format!("not tried again: {obstacle}");
@@ -109,13 +104,13 @@ impl Run {
     /// What keeps a guest from being tried again.
     async fn obstacle(
         &self,
+        name: &str,
         GuestText { origin, text }: &GuestText,
         answering: &[TargetSpec],
     ) -> Option<String> {
         if answering.is_empty() {
             return Some("no target answers".to_owned());
         }
-        let name = GuestFile::parse(text, origin).map(|file| file.name).unwrap_or_default();
         if let Some(pin) = self.request.rules.pins.iter().find(|pin| pin.guest == name)
             && !answering.iter().any(|target| target.name == pin.target)
         {
@@ -134,16 +129,14 @@ impl Run {
         failed: &[Failed],
         targets: &[TargetSpec],
     ) -> Result<MigrateOutcome, Stop> {
-        let mut rules = self.request.rules.clone();
-        let guests: Vec<GuestText> =
-            failed.iter().map(|guest| self.request.guests[guest.at].clone()).collect();
-        rules.pins.retain(|pin| failed.iter().any(|guest| guest.name == pin.guest));
-        let run =
-            self.with(MigrateRequest { guests, targets: targets.to_vec(), rules, ..self.request.clone() });
+        let mut run = self.clone();
+        run.request.guests = failed.iter().map(|guest| self.request.guests[guest.at].clone()).collect();
+        run.request.targets = targets.to_vec();
         let moved = outcome.guests.iter().filter(|guest| guest.status.moved());
         let settled =
             moved.filter_map(|guest| Some(Pin { guest: guest.name.clone(), target: guest.target.clone()? }));
-        Run { settled: settled.collect(), ..run }.waves().await
+        run.settled = settled.collect();
+        run.waves().await
     }
 }
 

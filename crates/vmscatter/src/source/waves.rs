@@ -29,7 +29,7 @@ pub async fn run_migrate(
     cancel: CancelToken,
 ) -> MigrateOutcome {
     let run = Run { ctx, request, settled: Vec::new(), sink, cancel, start: Instant::now() };
-    let mut outcome = match run.waves().await {
+    let mut outcome = match run.clone().waves().await {
         Ok(outcome) => outcome,
         Err(stop) => return stop.into_outcome(),
     };
@@ -52,7 +52,7 @@ impl Stop {
     }
 
     /// What is said of a guest that never became part of a session.
-    pub(super) fn stayed(&self, guest: &GuestText) -> GuestOutcome {
+    fn stayed(&self, guest: &GuestText) -> GuestOutcome {
         let file = GuestFile::parse(&guest.text, &guest.origin);
         let (status, reason) = match self {
             Stop::BadInput(error) | Stop::Failed(error) => (GuestStatus::Failed, error.clone()),
@@ -85,20 +85,20 @@ impl Run {
     ///
     /// # Errors
     /// Why it ended before anything was moved; a later wave's end concerns only its own guests.
-    pub(super) async fn waves(&self) -> Result<MigrateOutcome, Stop> {
+    pub(super) async fn waves(mut self) -> Result<MigrateOutcome, Stop> {
         let all = &self.request.guests;
         let wave_len = self.request.parallel.unwrap_or(all.len()).max(1);
         let (mut guests, mut scatter, mut session) = (Vec::new(), ScatterOutcome::default(), String::new());
-        let (mut rules, mut placement) = (self.request.rules.clone(), None);
+        let mut placement = None;
         if wave_len < all.len() && !self.all_pinned() {
             let (pins, outcome) = self.place_all().await?;
-            rules = PlacementRules { pins, ..PlacementRules::default() };
+            self.request.rules = PlacementRules { pins, ..PlacementRules::default() };
             placement = Some(outcome);
         }
+        let all = std::mem::take(&mut self.request.guests);
         for wave in all.chunks(wave_len) {
-            let request =
-                MigrateRequest { guests: wave.to_vec(), rules: rules.clone(), ..self.request.clone() };
-            match self.with(request).run().await {
+            self.request.guests = wave.to_vec();
+            match self.run().await {
                 Ok(outcome) => {
                     session = outcome.session;
                     guests.extend(outcome.guests);
@@ -111,19 +111,6 @@ impl Run {
         }
         let outcome = MigrateOutcome::of_guests(session, self.start.elapsed().as_secs_f64(), guests, scatter);
         Ok(MigrateOutcome { placement, ..outcome })
-    }
-
-    /// The same job with another request.
-    pub(super) fn with(&self, request: MigrateRequest) -> Run {
-        let Run { ctx, settled, sink, cancel, start, .. } = self;
-        Run {
-            ctx: ctx.clone(),
-            request,
-            settled: settled.clone(),
-            sink: sink.clone(),
-            cancel: cancel.clone(),
-            start: *start,
-        }
     }
 
     /// Whether every guest's target is given.

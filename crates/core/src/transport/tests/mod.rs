@@ -141,7 +141,6 @@ fn bandwidth_is_kept() {
     assert!((9.5e6..10.1e6).contains(&rate), "{rate}");
 }
 
-/// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
 /// Hosts that get a processor for 40 ms of every 400: their sockets hold what comes meanwhile, and lose the rest. The rate falls to
 /// about what the sockets hold, no further, and comes back within seconds once the hosts have their processors.
 #[test]
@@ -166,6 +165,7 @@ fn starved_hosts_slow_the_scatter_and_do_not_stop_it() {
     world.check_arrival();
 }
 
+/// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
 #[test]
 fn idle_link_is_filled() {
     let lossless = [(256 << 10, 0.0, false), (4 << 20, 0.0, false)];

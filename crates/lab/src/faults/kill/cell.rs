@@ -1,5 +1,6 @@
 //! One cell: guests are booted, vm1 is brought to the step, the fault is done to it, and then all find their ends.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -79,7 +80,7 @@ fn play_in(cell: Cell, bench: &mut Bench<'_>) -> Result<Ends> {
     // Slow enough where nothing holds the guest: the step is to be met, and not missed.
     let options: &[&str] = if hold.is_some() { &[] } else { &["--bandwidth", "150mbit"] };
     let mut running = bench.migrate(options)?;
-    reach(cell.step, bench, &mut running, &name)?;
+    reach(cell.step, bench, &mut running, hold.as_deref())?;
     strike(cell.fault, bench, &mut running)?;
     if let Some(hold) = hold {
         std::fs::remove_file(hold)?;
@@ -101,8 +102,8 @@ fn play_in(cell: Cell, bench: &mut Bench<'_>) -> Result<Ends> {
 }
 
 /// Waits until vm1 has come to the step.
-fn reach(step: Step, bench: &Bench<'_>, running: &mut Running, name: &str) -> Result<()> {
-    let source = &bench.guest(0).source.qmp;
+fn reach(step: Step, bench: &Bench<'_>, running: &mut Running, hold: Option<&Path>) -> Result<()> {
+    let (name, source) = (&bench.guest(0).file.name, &bench.guest(0).source.qmp);
     match step {
         Step::Open => running.wait_for(&format!("{name}: open"), REACH),
         Step::Scatter => running.wait_for("] scatter", REACH),
@@ -112,11 +113,10 @@ fn reach(step: Step, bench: &Bench<'_>, running: &mut Running, name: &str) -> Re
             stopped.map(drop).context("vm1 was not stopped")
         }
         _ => {
-            let place = step.hold().context("a step at which guests are held")?;
-            let held = bench.agents.holds().join(format!("{name}.{place}.held"));
+            let held = hold.context("a step at which guests are held")?.with_extension("held");
             let until = Instant::now() + REACH;
             while !held.exists() {
-                ensure!(Instant::now() < until, "{name} was not held at {place}");
+                ensure!(Instant::now() < until, "{name} did not come to {}", held.display());
                 thread::sleep(Duration::from_millis(2));
             }
             Ok(())
@@ -139,15 +139,19 @@ fn strike(fault: Fault, bench: &mut Bench<'_>, running: &mut Running) -> Result<
             Ok(kill(pid, Signal::SIGKILL)?)
         }
         Fault::Cut | Fault::CutToTarget | Fault::CutToSource => {
-            let (source, target) = (&bench.session.lab.source, bench.target(0));
-            if fault != Fault::CutToSource {
-                cut(target, source)?;
-            }
-            if fault != Fault::CutToTarget {
-                cut(source, target)?;
-            }
-            Ok(())
+            deaf(fault, bench).into_iter().try_for_each(|(host, other)| cut(host, other))
         }
+    }
+}
+
+/// Who does not hear whom while the network is cut.
+fn deaf<'b>(fault: Fault, bench: &'b Bench<'_>) -> Vec<(&'b Host, &'b Host)> {
+    let (source, target) = (&bench.session.lab.source, bench.target(0));
+    match fault {
+        Fault::Cut => vec![(source, target), (target, source)],
+        Fault::CutToTarget => vec![(target, source)],
+        Fault::CutToSource => vec![(source, target)],
+        _ => Vec::new(),
     }
 }
 
@@ -166,16 +170,11 @@ fn mend(fault: Fault, bench: &mut Bench<'_>) -> Result<()> {
             let number = usize::from(fault == Fault::TargetAgent);
             bench.agents.restart(number, &bench.session.lab)
         }
-        _ if fault.is_cut() => {
+        Fault::Cut | Fault::CutToTarget | Fault::CutToSource => {
             thread::sleep(CUT);
-            let hosts =
-                [(&bench.session.lab.source, Fault::CutToTarget), (bench.target(0), Fault::CutToSource)];
-            hosts
-                .iter()
-                .filter(|(_, other)| fault != *other)
-                .try_for_each(|(host, _)| host.nft("delete table netdev cut"))
+            deaf(fault, bench).into_iter().try_for_each(|(host, _)| host.nft("delete table netdev cut"))
         }
-        _ => Ok(()),
+        Fault::CommandLine | Fault::SourceQemu | Fault::TargetQemu => Ok(()),
     }
 }
 
@@ -184,8 +183,7 @@ fn mend(fault: Fault, bench: &mut Bench<'_>) -> Result<()> {
 fn settle(bench: &Bench<'_>) -> Result<(bool, bool)> {
     let (since, mut recovered, mut decided) = (Instant::now(), false, false);
     let mut idle = None;
-    let hosts: Vec<&Host> =
-        std::iter::once(&bench.session.lab.source).chain(&bench.session.lab.targets).collect();
+    let hosts: Vec<&Host> = bench.session.lab.hosts().collect();
     loop {
         let statuses = hosts.iter().map(|host| status(bench, host)).collect::<Result<Vec<_>>>()?;
         let running = |status: &Status| status.jobs.iter().any(|job| job.state != "done");

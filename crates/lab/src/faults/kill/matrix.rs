@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::names::by_name;
+
 /// Where a guest has come to when something happens to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -140,10 +142,6 @@ impl Fault {
             Self::CutToSource => "cut-to-source",
         }
     }
-
-    pub(super) fn is_cut(self) -> bool {
-        matches!(self, Self::Cut | Self::CutToTarget | Self::CutToSource)
-    }
 }
 
 impl End {
@@ -206,12 +204,6 @@ impl Cell {
             },
         }
     }
-}
-
-fn by_name<T: Copy>(what: &str, name: &str, all: &[T], name_of: fn(T) -> &'static str) -> Result<T, String> {
-    let known: Vec<&str> = all.iter().map(|one| name_of(*one)).collect();
-    let found = all.iter().find(|one| name_of(**one) == name).copied();
-    found.ok_or(format!("no {what} {name:?}; known: {}", known.join(", ")))
 }
 
 impl FromStr for Step {
