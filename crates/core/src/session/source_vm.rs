@@ -11,7 +11,7 @@ use super::pages::{PageTable, SourceEntry, Via, block_pages};
 use super::sabotage::{Rule, broken};
 use crate::limits::{STREAM_RAW_BYTES_MAX, TRICKLE_BYTES_MAX};
 use crate::page::{DigestKey, Mac, MacKey, PAGE_SIZE, VmDigest};
-use crate::qemu_stream::{Event, ParseError, Parser, RamBlock};
+use crate::qemu_stream::{Event, ParseError, Parser, RamBlock, ReturnError, ReturnMessage, ReturnParser};
 use crate::wire::control::BlockSpec;
 use crate::wire::frame::{FrameFull, StreamFrameBuilder};
 
@@ -41,6 +41,12 @@ pub enum SourceVmError {
     /// QEMU ended RAM without ever naming this many pages.
     #[error("QEMU ended RAM but sent no record for {0} pages (free-page hinting, or an ignored block?)")]
     Unsaid(u64),
+    /// What the target passes on is no return path of QEMU's.
+    #[error("the target passes on what is no answer of QEMU's: {0}")]
+    ReturnPath(#[from] ReturnError),
+    /// A target gives its vote, and keeps SHUT to itself.
+    #[error("the target passes on SHUT, which is the source's to give")]
+    Shut,
     /// The target says that it wrote frames that were never sent.
     #[error("target acknowledges stream frame {0}, which was never sent")]
     NeverSent(u64),
@@ -76,6 +82,7 @@ pub struct SourceVm {
     records: Records,
     outbox: Outbox,
     ram_ended: bool,
+    return_parser: ReturnParser,
 }
 
 /// What QEMU said of each page, and what the target holds.
@@ -133,6 +140,7 @@ impl SourceVm {
                 written_bytes: 0,
             },
             ram_ended: false,
+            return_parser: ReturnParser::new(),
         }
     }
 
@@ -272,6 +280,22 @@ impl SourceVm {
         Ok(())
     }
 
+    /// What the target has passed on of its QEMU's return path; gives back what the source QEMU is to be told.
+    ///
+    /// # Errors
+    /// Anything but whole messages of a kind that a target passes on: above all SHUT, with which QEMU would give its
+    /// guest away before the digests agree. The target is not to be trusted.
+    pub fn return_path(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, SourceVmError> {
+        let mut forward = Vec::new();
+        while let Some((message, raw)) = self.return_parser.next_message(&mut bytes)? {
+            match message {
+                ReturnMessage::Shut { .. } => return Err(SourceVmError::Shut),
+                ReturnMessage::Pong(_) | ReturnMessage::SwitchoverAck => forward.extend_from_slice(raw),
+            }
+        }
+        Ok(forward)
+    }
+
     /// Plain bytes read from the source QEMU that the target QEMU has not been given yet.
     pub fn in_flight_bytes(&self) -> usize {
         self.outbox.in_flight_bytes + self.outbox.building.len()
@@ -381,4 +405,27 @@ fn first_block_difference(stream: &[RamBlock], spec: &[BlockSpec]) -> Option<usi
     let differs = |(a, b): (&RamBlock, &BlockSpec)| a.name != b.name || a.bytes != b.bytes;
     let at = stream.iter().zip(spec).position(differs);
     at.or_else(|| (stream.len() != spec.len()).then(|| stream.len().min(spec.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu_stream::SHUT_OK;
+
+    fn source() -> SourceVm {
+        let blocks = [BlockSpec { name: "pc.ram".to_owned(), bytes: 8 * PAGE_SIZE as u64 }];
+        SourceVm::new(0, &blocks, &MacKey::new(&[1; 16]), &DigestKey::new(&[2; 16]))
+    }
+
+    #[test]
+    fn a_target_passes_answers_on_and_nothing_else() {
+        const PONG: [u8; 8] = [0, 2, 0, 4, 0, 0, 0, 1];
+        let mut vm = source();
+        assert_eq!(vm.return_path(&PONG[..3]), Ok(Vec::new()), "half a message is not QEMU's yet");
+        assert_eq!(vm.return_path(&PONG[3..]), Ok(PONG.to_vec()));
+        // With SHUT a target that has voted for nothing would have the source QEMU complete.
+        assert_eq!(vm.return_path(&SHUT_OK), Err(SourceVmError::Shut));
+        let postcopy = source().return_path(&[0, 4, 0, 12]);
+        assert!(matches!(postcopy, Err(SourceVmError::ReturnPath(_))), "{postcopy:?}");
+    }
 }

@@ -4,11 +4,13 @@
 //! socket ([`local`], [`protocol`]) for the command line. At the source it owns [`jobs`]; what they do is in
 //! [`crate::source`]. For each control connection that comes in, [`crate::target`] does the target's part.
 //!
+//! - [`admission`]: how many connections there may be, and of whom
 //! - [`config`]: the configuration file; [`guest_file`]: how a guest is described
 //! - [`host`]: memory and interfaces
 //! - [`speeds`]: what earlier migrations have measured
 //! - [`input`]: bad input, in one line; [`cancel`]: a flag to wait for
 
+pub mod admission;
 pub mod cancel;
 pub mod config;
 pub mod control;
@@ -42,6 +44,7 @@ use tokio::time::{sleep, timeout};
 use vmscatter_core::index::FleetKey;
 use vmscatter_core::wire::control::Resources;
 
+use admission::{Admission, Handshake};
 use cancel::CancelToken;
 use config::{AgentConfig, os_text};
 use control::{ControlConnection, PeerInfo, hello};
@@ -58,8 +61,6 @@ use tls::TlsContext;
 use crate::recovery::{self, Recovery};
 use crate::target::data::DataRouter;
 
-/// Control connections that are open at once, those in their handshake included.
-pub const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Clients of the local socket at once.
 pub const LOCAL_CLIENTS_MAX: usize = 64;
 /// Jobs and sessions get this long to end when the agent is stopped.
@@ -285,7 +286,7 @@ fn accept_data(router: DataRouter, listener: std::net::TcpListener) -> Result<()
 
 /// Takes control connections in until the agent stops, then waits for those that are open.
 async fn accept_control(context: Arc<AgentContext>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(CONTROL_CONNECTIONS_MAX));
+    let admission = Admission::default();
     let mut sessions = JoinSet::new();
     let mut number = 0;
     loop {
@@ -302,31 +303,34 @@ async fn accept_control(context: Arc<AgentContext>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else {
-            tracing::warn!(%addr, "turned away: {CONTROL_CONNECTIONS_MAX} control connections are open");
-            continue;
-        };
         number += 1;
-        let context = context.clone();
-        sessions.spawn(async move {
-            serve_control(context, tcp, addr, number).await;
-            drop(permit);
-        });
+        sessions.spawn(serve_control(context.clone(), tcp, addr, admission.handshake(), number));
     }
     drop(listener);
     while sessions.join_next().await.is_some() {}
 }
 
-async fn serve_control(context: Arc<AgentContext>, tcp: TcpStream, addr: SocketAddr, number: u64) {
+async fn serve_control(
+    context: Arc<AgentContext>,
+    tcp: TcpStream,
+    addr: SocketAddr,
+    handshake: Handshake,
+    number: u64,
+) {
     let local_addr = tcp.local_addr().unwrap_or(context.listen);
     let ours = hello(&context.config.name, context.resources(local_addr));
     let accepted = tokio::select! {
         accepted = ControlConnection::accept(tcp, addr, &context.tls, ours) => accepted,
+        () = handshake.ousted() => return tracing::warn!(%addr, "turned away: others wait for its place"),
         () = context.shutdown.cancelled() => return,
     };
     let connection = match accepted {
         Ok(connection) => connection,
         Err(error) => return tracing::warn!("turned away: {error}"),
+    };
+    let _place = match handshake.admit(&connection.peer.name) {
+        Ok(place) => place,
+        Err(full) => return tracing::warn!(peer = connection.peer.name, %addr, "turned away: {full}"),
     };
     let PeerInfo { name, session, .. } = &connection.peer;
     let status = IncomingStatus { source: name.clone(), addr, session: format_uuid(session) };

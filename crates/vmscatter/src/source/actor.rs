@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use vmscatter_core::journal::{SourceStep, Step, VmKey};
@@ -36,7 +37,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// What happens to a session.
 #[derive(Debug)]
 pub(super) enum Event {
-    Target(u16, Message),
+    /// With its place in the target's queue, which is bounded.
+    Target(u16, Message, OwnedSemaphorePermit),
     TargetLost(u16, String),
     Qmp(u16, QmpEvent),
     Scattered,
@@ -253,7 +255,8 @@ impl Actor {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Target(target, message) => self.target_message(target, message),
+            Event::Target(target, Message::Report(report), room) => self.scatter.report(target, report, room),
+            Event::Target(target, message, _room) => self.target_message(target, message),
             Event::TargetLost(target, reason) => self.target_lost(target, &reason),
             Event::Qmp(vm, event) => self.qmp_event(vm, &event),
             Event::Scattered => self.session.scattered(),
@@ -322,7 +325,6 @@ impl Actor {
     fn target_message(&mut self, target: u16, message: Message) {
         let known = |vm: u16| self.vms.get(usize::from(vm)).filter(|state| state.target == target);
         match message {
-            Message::Report(report) => self.scatter.report(target, report),
             Message::Written { vm, next } => {
                 let result = known(vm).map(|state| state.stream.with(|stream| stream.written(next)));
                 match result {
@@ -332,8 +334,9 @@ impl Actor {
                 }
             }
             Message::ReturnPath { vm, bytes } => {
-                if let Some(state) = known(vm) {
-                    state.stream.return_path(&bytes);
+                let told = known(vm).map_or(Ok(()), |state| state.stream.answered(&bytes));
+                if let Err(error) = told {
+                    self.end_target(target, &error.to_string());
                 }
             }
             Message::Joined { set, error } => self.scatter.joined(target, set, error),

@@ -1,16 +1,17 @@
 //! A VM's stream at the source: the thread that reads what QEMU writes, and what the session tells it.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::AsFd;
+use nix::sys::socket::{MsgFlags, send};
 use tokio::sync::mpsc::UnboundedSender;
 use vmscatter_core::page::VmDigest;
-use vmscatter_core::session::{SourceVm, StreamFrame};
+use vmscatter_core::session::{SourceVm, SourceVmError, StreamFrame};
 
 use super::encode::EncodePool;
 use super::link::TargetLink;
@@ -106,14 +107,33 @@ impl Stream {
         self.forward();
     }
 
-    /// Writes to QEMU's return path.
+    /// Passes on to QEMU what the target says that its QEMU answers.
+    ///
+    /// # Errors
+    /// It is nothing that an honest target passes on.
+    pub(super) fn answered(&self, bytes: &[u8]) -> Result<(), SourceVmError> {
+        let bytes = self.with(|vm| vm.return_path(bytes))?;
+        self.return_path(&bytes);
+        Ok(())
+    }
+
+    /// Writes to QEMU's return path. Never waits: QEMU reads the few answers that there are at once, and whoever makes it
+    /// stop doing so must not hold up the session.
     pub(super) fn return_path(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let socket = self.lock().socket.as_ref().and_then(|socket| socket.try_clone().ok());
+        let Some(socket) = socket else { return };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let fault = match send(socket.as_raw_fd(), bytes, flags) {
+            Ok(sent) if sent == bytes.len() => return,
+            Ok(_) => "takes no answers".to_owned(),
+            Err(errno) => errno.desc().to_owned(),
+        };
         // Once RAM has ended it is QEMU's monitor that tells what became of it.
-        if let Some(Err(error)) = socket.map(|mut socket| socket.write_all(bytes))
-            && self.lock().vm.final_digest().is_none()
-        {
-            self.fail(format!("QEMU's migration socket: {error}"));
+        if self.lock().vm.final_digest().is_none() {
+            self.fail(format!("QEMU's migration socket: {fault}"));
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 use vmscatter_core::journal::{Facts, Peer, Side, Step, TargetStep, VmKey};
 use vmscatter_core::session::{SessionKeys, TargetAction, TargetSession};
 use vmscatter_core::time::Time;
@@ -48,7 +49,8 @@ pub(super) struct Session {
 /// What happens to a session.
 #[derive(Debug)]
 pub(super) enum Event {
-    Control(Message),
+    /// With its place in the queue, which is bounded.
+    Control(Message, OwnedSemaphorePermit),
     ControlLost(String),
     Started {
         vm: u16,
@@ -213,7 +215,7 @@ impl Actor {
     fn handle(&mut self, event: Event) {
         let now = self.now();
         match event {
-            Event::Control(message) => {
+            Event::Control(message, _room) => {
                 if let Err(what) = self.session.message(now, message) {
                     tracing::warn!(source = self.about.peer.name, "the session ends: {what}");
                     self.about.control.abort();

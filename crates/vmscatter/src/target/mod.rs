@@ -20,6 +20,7 @@ mod pipe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::session::SessionKeys;
 use vmscatter_core::wire::control::Message;
@@ -30,6 +31,8 @@ use actor::{Actor, Event, Session};
 
 /// A source says how the session is set up within this time of connecting.
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
+/// Messages of the source that wait for the session thread; beyond that its connection is not read.
+const MESSAGES_MAX: usize = 2;
 
 /// Serves a source's session until its connection ends and every VM that came here has found its end.
 pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
@@ -55,10 +58,12 @@ pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
     };
     let (actor, events) = Actor::new(ctx.clone(), session, tokio::runtime::Handle::current());
     let thread = tokio::task::spawn_blocking(move || actor.run());
+    let room = Arc::new(Semaphore::new(MESSAGES_MAX));
     let forward = async {
         loop {
+            let Ok(room) = room.clone().acquire_owned().await else { break };
             let event = match receiver.recv().await {
-                Ok(Some(message)) => Event::Control(message),
+                Ok(Some(message)) => Event::Control(message, room),
                 Ok(None) => Event::ControlLost("the source closed the connection".to_owned()),
                 Err(error) => Event::ControlLost(error.to_string()),
             };

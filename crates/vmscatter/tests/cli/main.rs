@@ -2,6 +2,7 @@
 
 mod agents;
 mod harness;
+mod hostile;
 mod input;
 mod jobs;
 mod plan;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Sender as Queue, unbounded};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 use vmscatter_core::index::Contents;
 use vmscatter_core::placement::TargetId;
@@ -45,7 +46,8 @@ pub(super) struct Setup {
 
 enum Order {
     Start,
-    Report(u16, Report),
+    /// With its place in the target's queue.
+    Report(u16, Report, OwnedSemaphorePermit),
     /// This target has joined this set's group, or says why it can't.
     Joined(u16, u16, Option<String>),
     /// A probe has reached this target on this set's group.
@@ -101,8 +103,8 @@ impl ScatterThread {
         self.order(Order::Start);
     }
 
-    pub(super) fn report(&self, target: u16, report: Report) {
-        self.order(Order::Report(target, report));
+    pub(super) fn report(&self, target: u16, report: Report, room: OwnedSemaphorePermit) {
+        self.order(Order::Report(target, report, room));
     }
 
     /// The target has joined the set's group, or says why it can't.

@@ -177,8 +177,8 @@ impl Work {
                 self.began = Some(Instant::now());
             }
             // One that has left the scatter goes on acknowledging what was under way; that no longer counts.
-            Order::Report(target, _) if self.left & (1 << target) != 0 => {}
-            Order::Report(target, report) => {
+            Order::Report(target, ..) if self.left & (1 << target) != 0 => {}
+            Order::Report(target, report, _room) => {
                 if let Err(error) = self.sender.on_report(target, &report, now) {
                     let _ = self.setup.events.send(Event::TargetLost(target, error.to_string()));
                     self.remove_target(target);
