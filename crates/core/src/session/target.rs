@@ -107,10 +107,16 @@ struct Vm {
     forgotten: bool,
 }
 
+fn memory_bytes(spec: &VmSpec) -> u64 {
+    spec.blocks.iter().fold(0, |sum, block| block.bytes.saturating_add(sum))
+}
+
 /// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct TargetSession {
     keys: SessionKeys,
+    /// What guests may take here, in bytes, as the source was told. What this side itself keeps of a guest is in proportion.
+    memory_bytes: u64,
     receiver: Receiver,
     vms: BTreeMap<u16, Vm>,
     /// Scattered frames that some VM's QEMU has not been given yet: how many VMs are left.
@@ -122,10 +128,11 @@ pub struct TargetSession {
 }
 
 impl TargetSession {
-    /// A session whose source has sent [`Message::Open`].
-    pub fn new(keys: SessionKeys, receiver: Receiver) -> Self {
+    /// A session whose source has sent [`Message::Open`]. `memory_bytes` are what guests may take here together.
+    pub fn new(keys: SessionKeys, memory_bytes: u64, receiver: Receiver) -> Self {
         TargetSession {
             keys,
+            memory_bytes,
             receiver,
             vms: BTreeMap::new(),
             unwritten: HashMap::new(),
@@ -192,6 +199,15 @@ impl TargetSession {
         if self.vms.len() >= SESSION_VMS_MAX || self.vms.contains_key(&spec.vm) {
             return Err("a VM twice, or too many");
         }
+        // Before anything is made that grows with the blocks: they are what the peer says.
+        let taken = self.vms.values().filter(|state| state.stage != Stage::Failed);
+        let taken: u64 = taken.map(|state| memory_bytes(&state.spec)).sum();
+        let (needed, free) = (memory_bytes(&spec), self.memory_bytes.saturating_sub(taken));
+        if needed > free {
+            let reason = format!("not enough memory: {} MiB needed, {} MiB free", needed >> 20, free >> 20);
+            self.actions.push_back(TargetAction::Send(Message::Failed { vm: spec.vm, reason }));
+            return Ok(());
+        }
         let state = TargetVm::new(&spec.blocks, &self.keys.mac, &self.keys.digest);
         let vm = Vm {
             spec: spec.clone(),
@@ -240,6 +256,7 @@ impl TargetSession {
         // Before the vote was given, nobody builds upon what becomes of it here.
         let unknown = !matches!(state.stage, Stage::Voted | Stage::Committing | Stage::Resuming);
         state.stage = Stage::Failed;
+        state.state.forget_pages();
         // First on disk: that a QEMU has ended would not tell that it had never run.
         self.actions.push_back(TargetAction::Journal { vm, step: TargetStep::Aborted });
         self.actions.push_back(TargetAction::Kill { vm });
@@ -530,5 +547,50 @@ impl TargetSession {
     /// VMs that were voted for and of which the source's decision is not known: they stay paused.
     pub fn in_doubt(&self) -> impl Iterator<Item = &VmSpec> {
         self.vms.values().filter(|state| state.stage == Stage::Voted).map(|state| &state.spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::{DigestKey, MacKey};
+    use crate::transport::ReceiverConfig;
+    use crate::wire::control::BlockSpec;
+    use crate::wire::hardware::Hardware;
+
+    fn spec(vm: u16, bytes: u64) -> VmSpec {
+        VmSpec {
+            vm,
+            uuid: [vm as u8; 16],
+            name: format!("vm{vm}"),
+            guest_file: String::new(),
+            machine: String::new(),
+            blocks: vec![BlockSpec { name: "pc.ram".to_owned(), bytes }],
+            hardware: Hardware::default(),
+            paused: false,
+        }
+    }
+
+    /// A peer's word alone makes nothing grow: the tables of a guest of 8 TiB would take 48 GiB.
+    #[test]
+    fn guests_that_do_not_fit_are_refused_before_anything_is_kept_for_them() {
+        let keys = SessionKeys { mac: MacKey::new(&[1; 16]), digest: DigestKey::new(&[2; 16]) };
+        let receiver = Receiver::new(ReceiverConfig::default(), Time::ZERO);
+        let mut session = TargetSession::new(keys, 3 << 20, receiver);
+        let prepare = |session: &mut TargetSession, vm, bytes| {
+            session.message(Time::ZERO, Message::Prepare(spec(vm, bytes))).unwrap();
+            match session.poll_action() {
+                Some(TargetAction::Start(_)) => String::new(),
+                Some(TargetAction::Send(Message::Failed { reason, .. })) => reason,
+                action => panic!("{action:?}"),
+            }
+        };
+        let huge = prepare(&mut session, 1, 8 << 40);
+        assert_eq!(huge, "not enough memory: 8388608 MiB needed, 3 MiB free");
+        assert_eq!(prepare(&mut session, 2, 2 << 20), "");
+        assert_eq!(prepare(&mut session, 3, 2 << 20), "not enough memory: 2 MiB needed, 1 MiB free");
+        session.failed(2, "it is gone".to_owned());
+        while session.poll_action().is_some() {}
+        assert_eq!(prepare(&mut session, 4, 3 << 20), "", "what has failed takes nothing any more");
     }
 }

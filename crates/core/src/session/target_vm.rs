@@ -111,6 +111,13 @@ impl TargetVm {
         }
     }
 
+    /// Gives back what grows with the VM's memory: it has failed.
+    pub(super) fn forget_pages(&mut self) {
+        self.table = PageTable::new(&[], TargetEntry::EMPTY);
+        (self.waiting, self.waiting_bytes) = (BTreeMap::new(), 0);
+        self.output = Output::default();
+    }
+
     /// Whether the incoming QEMU knows its blocks, so that pages can be written.
     pub fn in_ram(&self) -> bool {
         !self.composer.blocks().is_empty()

@@ -50,7 +50,8 @@ impl World {
     pub fn open_target(&mut self, target: usize) {
         let keys = SessionKeys { mac: MacKey::new(&[1; 16]), digest: DigestKey::new(&[2; 16]) };
         let config = ReceiverConfig { target: target as u16, ..ReceiverConfig::default() };
-        self.targets[target].session = Some(TargetSession::new(keys, Receiver::new(config, Time::ZERO)));
+        self.targets[target].session =
+            Some(TargetSession::new(keys, u64::MAX, Receiver::new(config, Time::ZERO)));
     }
 
     pub fn message_to_target(&mut self, target: usize, message: Message) {

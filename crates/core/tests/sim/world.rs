@@ -234,7 +234,7 @@ impl World {
             SessionKeys { mac: MacKey::new(&[rng.below(256) as u8; 16]), digest: DigestKey::new(&[7; 16]) };
         let source = Source::new(&plan, &keys, &mut rng);
         let target = |number: u16| Target {
-            session: TargetSession::new(keys.clone(), source.receiver_for(number)),
+            session: TargetSession::new(keys.clone(), u64::MAX, source.receiver_for(number)),
             qemus: BTreeMap::new(),
             busy: HashMap::new(),
             votes: Vec::new(),

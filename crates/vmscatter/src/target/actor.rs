@@ -136,7 +136,7 @@ impl Actor {
         let config = transport::ReceiverConfig { session: tag, target: about.target, ..Default::default() };
         let receiver = transport::Receiver::new(config, Time::ZERO);
         let actor = Actor {
-            session: TargetSession::new(about.keys.clone(), receiver),
+            session: TargetSession::new(about.keys.clone(), ctx.memory.free_bytes(), receiver),
             start: Instant::now(),
             vms: HashMap::new(),
             events,

@@ -140,7 +140,8 @@ fn messages(addr: SocketAddr) -> Vec<Message> {
         Message::Leave { set: 3 },
         Message::Prepare(spec(1, vec![block(4096)])),
         Message::Prepare(spec(1, vec![block(!4095)])),
-        Message::Prepare(spec(2, vec![block(1 << 40); 2000])),
+        Message::Prepare(spec(2, vec![block(1 << 43); 1000])),
+        Message::Prepare(spec(3, vec![block(1 << 36); 10])),
         Message::Sent(vec![everything; 1000]),
         Message::CloseScatter { vm: 9 },
         Message::Digest { vm: 1, digest: VmDigest::new(&[1]) },
@@ -291,7 +292,7 @@ async fn a_session_with_anothers_name_is_another_session() {
     // More VMs than a session may have.
     let mut stream = scene.opened().await;
     for vm in 0..=SESSION_VMS_MAX as u16 {
-        if stream.write_all(&bytes(Message::Prepare(spec(vm, vec![block(1 << 44)])))).await.is_err() {
+        if stream.write_all(&bytes(Message::Prepare(spec(vm, vec![block(1 << 40)])))).await.is_err() {
             break;
         }
     }
