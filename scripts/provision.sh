@@ -4,7 +4,8 @@
 #   provision_lab    all of that, and a guest kernel unpacked below target/lab/kernel
 #   provision_qemu_alt  provision_lab, and a newer QEMU of the distribution's backports below target/lab/qemu-alt, whose
 #                    program it puts into VMSCATTER_QEMU_ALT; one that is set already is left alone
-#   provision_debian all of that, and a disk image with a small Debian and the workloads of scripts/workloads
+#   provision_fuzz   cargo-fuzz, and what libFuzzer is built with
+#   provision_debian provision_lab, and a disk image with a small Debian and the workloads of scripts/workloads
 #
 # Each says nothing and changes nothing if all is there. They install with apt as root, else they name the command to
 # run and return 2.
@@ -28,6 +29,12 @@ zstd:zstd'
 provision_qemu() { provision_packages "$PROVISION_PACKAGES"; }
 
 provision_lab() { provision_qemu && provision_kernel; }
+
+provision_fuzz() {
+  provision_packages "$PROVISION_PACKAGES
+c++:g++" || return 2
+  command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+}
 
 provision_debian() {
   provision_lab && provision_packages '/usr/sbin/debootstrap:debootstrap' && provision_image

@@ -161,7 +161,7 @@ impl PieceHeader {
     }
 
     /// Whether a payload of `payload` bytes agrees with index, count and nominal size.
-    fn fits(&self, payload: usize) -> bool {
+    pub fn fits(&self, payload: usize) -> bool {
         let nominal = self.piece_bytes as usize;
         let last = self.count.checked_sub(1);
         let full = last.map(|last| usize::from(last).saturating_mul(nominal));
