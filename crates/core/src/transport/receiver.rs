@@ -364,18 +364,28 @@ impl Receiver {
     /// The source says that these frames have left entirely. Frames of sets that this target is no member of, and
     /// more than a source has open, are ignored.
     pub fn on_sent(&mut self, now: Time, spans: &[FrameSpan]) {
-        for span in spans.iter().filter(|span| self.sets.contains_key(&span.set)) {
-            for number in (span.first..=span.last).take(FRAME_SPAN_MAX as usize) {
-                if self.complete.is_seen(number) {
-                    continue;
-                }
-                let set = span.set;
-                if let Some(frame) = self.frames.get_mut(&number) {
-                    frame.announced.get_or_insert(now);
-                } else if self.frames.len() < FRAME_SPAN_MAX as usize {
-                    self.frames.insert(number, Incoming { set, announced: Some(now), parts: None });
-                }
+        // Over all spans together: a message holds half a million of them, each of which could name all numbers.
+        let mut left = FRAME_SPAN_MAX;
+        for span in spans {
+            if !self.sets.contains_key(&span.set) || span.first > span.last {
+                continue;
             }
+            let count = (span.last - span.first).saturating_add(1).min(left);
+            left -= count;
+            for number in span.first..span.first.saturating_add(count) {
+                self.announced(now, span.set, number);
+            }
+        }
+    }
+
+    fn announced(&mut self, now: Time, set: u16, number: u64) {
+        if self.complete.is_seen(number) {
+            return;
+        }
+        if let Some(frame) = self.frames.get_mut(&number) {
+            frame.announced.get_or_insert(now);
+        } else if self.frames.len() < FRAME_SPAN_MAX as usize {
+            self.frames.insert(number, Incoming { set, announced: Some(now), parts: None });
         }
     }
 

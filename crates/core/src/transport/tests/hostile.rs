@@ -123,6 +123,17 @@ fn receiver_is_bounded() {
     assert_eq!(receiver.held_bytes(), 0);
 }
 
+/// As many spans as a message holds, each of which names all numbers: minutes of work if each were gone through.
+#[test]
+fn a_message_of_spans_is_soon_gone_through() {
+    let mut receiver = receiver();
+    let everything = FrameSpan { set: 1, first: 0, last: u64::MAX };
+    let begun = std::time::Instant::now();
+    receiver.on_sent(Time::ZERO, &vec![everything; 300_000]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(receiver.poll_report(Time(100_000)).is_some());
+}
+
 /// A sender of one frame of three pieces to targets 0 and 1, sent entirely.
 fn sent() -> (Sender, Vec<Transmit>) {
     let mut sender = Sender::new(SenderConfig::default(), Time::ZERO);
