@@ -8,10 +8,7 @@ use vmscatter_core::journal::{
     Entry, Facts, Peer, ProcessId, Record, Side, SourceStep, Step, TargetStep, VmKey,
 };
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, VmDigest};
-use vmscatter_core::wire::control::{
-    BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, Message, Report, Resources,
-    SetGrant, VmSpec,
-};
+use vmscatter_core::wire::control::{BlockSpec, Envelope, Message, VmSpec};
 use vmscatter_core::wire::frame::{Compression, Encoder, StreamFrameBuilder};
 use vmscatter_core::wire::hardware::Hardware;
 
@@ -90,51 +87,14 @@ fn spec() -> VmSpec {
     }
 }
 
+/// One of each, from the documented vectors.
 fn messages() -> Vec<Message> {
-    let contact = Contact { addr: "192.0.2.1:7940".parse().unwrap(), journal: [3; 16] };
-    let hello = Hello {
-        magic: HELLO_MAGIC,
-        version_min: 2,
-        version_max: 2,
-        features: 0,
-        name: "host1".to_owned(),
-        resources: Resources::default(),
-    };
-    let grant = SetGrant { set: 3, key: [7; 32], group: Some("239.1.2.3:4000".parse().unwrap()) };
-    let gap = FrameGap { frame: 2, pieces: vec![(0, 3)] };
-    let report = Report {
-        received_bytes: 9000,
-        received_datagrams: 6,
-        seen: vec![(3, 6)],
-        clock_us: 1000,
-        written: vec![(0, 1)],
-        gaps: vec![gap],
-    };
-    vec![
-        Message::Hello(hello),
-        Message::Open { mac_key: [1; 16], digest_key: [2; 16], target: 0, own_set: 0, contact },
-        Message::Grant(vec![grant]),
-        Message::Join { set: 3 },
-        Message::Leave { set: 3 },
-        Message::Prepare(spec()),
-        Message::Sent(vec![FrameSpan { set: 1, first: 0, last: 4 }]),
-        Message::CloseScatter { vm: 1 },
-        Message::Digest { vm: 1, digest: VmDigest::new(&[4]) },
-        Message::Commit { vm: 1 },
-        Message::Abort { vm: 1, reason: "cancelled".to_owned() },
-        Message::Granted,
-        Message::Joined { set: 3, error: None },
-        Message::Heard { set: 3 },
-        Message::Prepared { vm: 1 },
-        Message::Report(report),
-        Message::Written { vm: 1, next: 1 },
-        Message::ScatterClosed { vm: 1 },
-        Message::ReturnPath { vm: 1, bytes: vec![0, 2, 0, 4, 0, 0, 0, 1] },
-        Message::Loaded { vm: 1, digest: VmDigest::new(&[4]) },
-        Message::Running { vm: 1, resumed_unix_us: 1, journal_us: 1 },
-        Message::Failed { vm: 1, reason: "no room".to_owned() },
-        Message::Close,
-    ]
+    let text = include_str!("../../../docs/wire-vectors.txt");
+    let of_control = text.lines().filter_map(|line| line.strip_prefix("control/")?.split_once(' '));
+    let digit = |hex: &str, at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let bytes =
+        of_control.map(|(_, hex)| (8..hex.len()).step_by(2).map(|at| digit(hex, at)).collect::<Vec<u8>>());
+    bytes.map(|body| Envelope::decode(&body).unwrap().message).collect()
 }
 
 fn frames() {
