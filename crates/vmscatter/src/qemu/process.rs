@@ -191,6 +191,11 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = child.id() as i32;
+        // It has its arguments a moment after its parent goes on: Linux sets them after the new image is in place.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !has_argument(pid, &argument) && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
         let process = identify(pid).unwrap();
         assert!(is_alive(&process));
         assert!(!is_alive(&ProcessId { start_ticks: process.start_ticks + 1, ..process }));
