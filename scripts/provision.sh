@@ -31,8 +31,7 @@ provision_qemu() { provision_packages "$PROVISION_PACKAGES"; }
 provision_lab() { provision_qemu && provision_kernel; }
 
 provision_fuzz() {
-  provision_packages "$PROVISION_PACKAGES
-c++:g++" || return 2
+  provision_qemu && provision_packages 'c++:g++' || return 2
   command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
 }
 

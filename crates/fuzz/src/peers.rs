@@ -11,15 +11,12 @@ use vmscatter_core::session::{
     AddressSet, Addresses, SessionKeys, SourceAction, SourceSession, SourceVm, TargetAction, TargetSession,
 };
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Receiver, ReceiverConfig, Sender, SenderConfig};
+use vmscatter_core::transport::{Sender, SenderConfig};
 use vmscatter_core::wire::control::{BlockSpec, Envelope, Message};
-use vmscatter_core::wire::seal::{Channel, OpenKey, SealKey};
 
 use crate::input::Input;
-use crate::wire::sealed;
+use crate::wire::{member, sealed};
 
-const SESSION: u64 = 5;
-const KEY: [u8; 32] = [9; 32];
 /// What one message may bring about at once.
 const ACTIONS_MAX: usize = 100_000;
 
@@ -37,17 +34,13 @@ fn message(input: &mut Input<'_>) -> Option<Message> {
 /// A source that keeps to nothing: no guest runs here that it has not committed and that was not voted for, and nothing
 /// grows beyond its limit.
 pub fn target_session(data: &[u8]) {
-    let config = ReceiverConfig { session: SESSION, target: 2, ..ReceiverConfig::default() };
-    let mut receiver = Receiver::new(config, Time::ZERO);
-    let channels = [Channel::MULTICAST, Channel::PROBE, Channel::unicast(2)];
-    receiver.add_set(1, OpenKey::new(&KEY, &channels));
+    let (receiver, mut keys_of_paths) = member();
     let mut world = TargetWorld {
         session: TargetSession::new(keys(), 64 << 20, receiver),
         now: Time::ZERO,
         voted: BTreeSet::new(),
         committed: BTreeSet::new(),
     };
-    let mut keys = channels.map(|channel| SealKey::new(&KEY, channel));
     let mut input = Input(data);
     while !input.is_empty() {
         match input.byte() % 5 {
@@ -63,7 +56,7 @@ pub fn target_session(data: &[u8]) {
                 }
             }
             1 => {
-                let key = &mut keys[usize::from(input.byte() % 3)];
+                let key = &mut keys_of_paths[usize::from(input.byte() % 3)];
                 let mut piece = sealed(key, &mut input);
                 world.session.piece(world.now, &mut piece);
             }
@@ -152,8 +145,10 @@ pub fn source_session(data: &[u8]) {
                 let target = u16::from(input.byte()) % TARGETS;
                 let Some(message) = message(&mut input) else { continue };
                 let taken = match message {
-                    Message::Report(report) if left.contains(&target) => drop_report(&report),
-                    Message::Report(report) => sender.on_report(target, &report, now).is_ok(),
+                    // Of one that has left, the driver drops them.
+                    Message::Report(report) => {
+                        left.contains(&target) || sender.on_report(target, &report, now).is_ok()
+                    }
                     Message::Joined { set, error } => {
                         addresses.joined(now, target, set, error);
                         true
@@ -190,10 +185,6 @@ pub fn source_session(data: &[u8]) {
         while sender.poll_event().is_some() {}
         world.act();
     }
-}
-
-fn drop_report(_: &vmscatter_core::wire::control::Report) -> bool {
-    true
 }
 
 struct SourceWorld {

@@ -84,15 +84,20 @@ fn stream_frame(decoder: &mut Decoder, body: &[u8]) {
 const SESSION: u64 = 5;
 const KEY: [u8; 32] = [9; 32];
 
-/// A receiver to whom a member, or a stranger, sends what it likes: it keeps no more than it may, gives no frame twice, and
-/// its reports are never too long to be sent.
-pub fn pieces(data: &[u8]) {
-    let mut input = Input(data);
+/// Target 2, a member of set 1, and the keys under which each path's pieces for it are sealed.
+pub(crate) fn member() -> (Receiver, [SealKey; 3]) {
     let config = ReceiverConfig { session: SESSION, target: 2, ..ReceiverConfig::default() };
     let mut receiver = Receiver::new(config, Time::ZERO);
     let channels = [Channel::MULTICAST, Channel::PROBE, Channel::unicast(2)];
     receiver.add_set(1, OpenKey::new(&KEY, &channels));
-    let mut keys = channels.map(|channel| SealKey::new(&KEY, channel));
+    (receiver, channels.map(|channel| SealKey::new(&KEY, channel)))
+}
+
+/// A receiver to whom a member, or a stranger, sends what it likes: it keeps no more than it may, gives no frame twice, and
+/// its reports are never too long to be sent.
+pub fn pieces(data: &[u8]) {
+    let mut input = Input(data);
+    let (mut receiver, mut keys) = member();
     let (mut now, mut given) = (Time::ZERO, HashSet::new());
     while !input.is_empty() {
         match input.byte() % 5 {

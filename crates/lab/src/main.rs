@@ -325,24 +325,19 @@ fn main() -> ExitCode {
             run(checked, |vmscatter| arguments.run(vmscatter))
         }
         Command::Collect(arguments) => {
-            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
-            run(checked, |vmscatter| arguments.run(vmscatter))
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
         Command::Groups(arguments) => {
-            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
-            run(checked, |vmscatter| arguments.run(vmscatter))
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
         Command::QemuVersions(arguments) => {
-            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
-            run(checked, |vmscatter| arguments.run(vmscatter))
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
         Command::KillMatrix(arguments) => {
-            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
-            run(checked, |vmscatter| arguments.run(vmscatter))
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
         Command::Faults(arguments) => {
-            let checked = check(&[Mode::Scatter], arguments.vmscatter.clone(), None);
-            run(checked, |vmscatter| arguments.run(vmscatter))
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
     }
 }
@@ -363,6 +358,11 @@ fn run(checked: Result<PathBuf>, work: impl FnOnce(PathBuf) -> Result<bool>) -> 
         Err(error) => failed(&error, 2),
         Ok(vmscatter) => ended(work(vmscatter)),
     }
+}
+
+/// The same for what only scatters, and writes no JSON.
+fn scatter(vmscatter: Option<PathBuf>, work: impl FnOnce(PathBuf) -> Result<bool>) -> ExitCode {
+    run(check(&[Mode::Scatter], vmscatter, None), work)
 }
 
 fn ended(result: Result<bool>) -> ExitCode {

@@ -107,10 +107,6 @@ struct Vm {
     forgotten: bool,
 }
 
-fn memory_bytes(spec: &VmSpec) -> u64 {
-    spec.blocks.iter().fold(0, |sum, block| block.bytes.saturating_add(sum))
-}
-
 /// The state machine; the drawing above shows its stages.
 #[derive(Debug)]
 pub struct TargetSession {
@@ -201,8 +197,8 @@ impl TargetSession {
         }
         // Before anything is made that grows with the blocks: they are what the peer says.
         let taken = self.vms.values().filter(|state| state.stage != Stage::Failed);
-        let taken: u64 = taken.map(|state| memory_bytes(&state.spec)).sum();
-        let (needed, free) = (memory_bytes(&spec), self.memory_bytes.saturating_sub(taken));
+        let taken: u64 = taken.map(|state| state.spec.memory_bytes()).sum();
+        let (needed, free) = (spec.memory_bytes(), self.memory_bytes.saturating_sub(taken));
         if needed > free {
             let reason = format!("not enough memory: {} MiB needed, {} MiB free", needed >> 20, free >> 20);
             self.actions.push_back(TargetAction::Send(Message::Failed { vm: spec.vm, reason }));

@@ -138,6 +138,13 @@ pub struct VmSpec {
     pub paused: bool,
 }
 
+impl VmSpec {
+    /// RAM of the VM in bytes; what no 64 bits hold counts as the most that they do.
+    pub fn memory_bytes(&self) -> u64 {
+        self.blocks.iter().fold(0, |sum, block| block.bytes.saturating_add(sum))
+    }
+}
+
 /// Frames with numbers from `first` to `last`, all of one set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameSpan {

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsStream;
 use vmscatter_core::limits::CONTROL_MESSAGE_BYTES_MAX;
 use vmscatter_core::wire::control::{ControlError, Message, Resources, Uuid, VERSION_MAX, VERSION_MIN};
@@ -223,6 +223,28 @@ impl ControlReceiver {
     pub fn blocking_recv(&mut self) -> Result<Option<Message>, PeerError> {
         let incoming = self.queue.blocking_recv();
         self.taken(incoming)
+    }
+
+    /// Hands the peer's messages to `sink`, each with one of `places`, which is free again once it has been dropped; until then
+    /// nothing more is read. Ends when `sink` says `false`, or with what ended the connection: `None` if the peer closed it in order.
+    pub async fn forward(
+        mut self,
+        places: usize,
+        mut sink: impl FnMut(Result<(Message, OwnedSemaphorePermit), Option<PeerError>>) -> bool,
+    ) {
+        let places = Arc::new(Semaphore::new(places));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let next = match self.recv().await {
+                Ok(Some(message)) => Ok((message, place)),
+                Ok(None) => Err(None),
+                Err(error) => Err(Some(error)),
+            };
+            let over = next.is_err();
+            if !sink(next) || over {
+                return;
+            }
+        }
     }
 
     fn taken(&self, incoming: Option<Incoming>) -> Result<Option<Message>, PeerError> {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use vmscatter_core::index::{Contents, Sharing};
@@ -365,22 +364,15 @@ fn plain_per_wire(compression: Compression) -> usize {
 /// Messages of one target that wait for the session or the scatter; beyond that its connection is not read.
 const MESSAGES_MAX: usize = 8;
 
-fn forward_control(number: u16, mut receiver: ControlReceiver, events: UnboundedSender<Event>) {
-    tokio::spawn(async move {
-        let room = Arc::new(Semaphore::new(MESSAGES_MAX));
-        loop {
-            let Ok(room) = room.clone().acquire_owned().await else { return };
-            let event = match receiver.recv().await {
-                Ok(Some(message)) => Event::Target(number, message, room),
-                Ok(None) => Event::TargetLost(number, "the target closed the connection".to_owned()),
-                Err(error) => Event::TargetLost(number, error.to_string()),
-            };
-            let lost = matches!(event, Event::TargetLost(..));
-            if events.send(event).is_err() || lost {
-                return;
-            }
-        }
-    });
+fn forward_control(number: u16, receiver: ControlReceiver, events: UnboundedSender<Event>) {
+    tokio::spawn(receiver.forward(MESSAGES_MAX, move |next| {
+        let event = match next {
+            Ok((message, place)) => Event::Target(number, message, place),
+            Err(None) => Event::TargetLost(number, "the target closed the connection".to_owned()),
+            Err(Some(error)) => Event::TargetLost(number, error.to_string()),
+        };
+        events.send(event).is_ok()
+    }));
 }
 
 fn forward_qmp(vm: u16, guest: &mut SourceGuest, events: &UnboundedSender<Event>) {

@@ -399,7 +399,7 @@ impl Actor {
             paused: spec.paused,
             side: Side::Target {
                 program: incoming::program(&self.ctx, spec)?,
-                memory_bytes: spec.blocks.iter().fold(0, |sum, block| block.bytes.saturating_add(sum)),
+                memory_bytes: spec.memory_bytes(),
                 source_journal: self.about.contact.journal,
             },
         };

@@ -83,7 +83,7 @@ pub(super) async fn start(
     spec: &VmSpec,
 ) -> Result<(Incoming, UnixStream), String> {
     let guest = expand(ctx, spec)?;
-    let bytes = spec.blocks.iter().fold(0u64, |sum, block| sum.saturating_add(block.bytes));
+    let bytes = spec.memory_bytes();
     let memory = ctx
         .memory
         .take(bytes)

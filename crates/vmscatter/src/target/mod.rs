@@ -20,13 +20,12 @@ mod pipe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::session::SessionKeys;
 use vmscatter_core::wire::control::Message;
 
 use crate::agent::AgentContext;
-use crate::agent::control::ControlConnection;
+use crate::agent::control::{ControlConnection, PeerError};
 use actor::{Actor, Event, Session};
 
 /// A source says how the session is set up within this time of connecting.
@@ -58,20 +57,16 @@ pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
     };
     let (actor, events) = Actor::new(ctx.clone(), session, tokio::runtime::Handle::current());
     let thread = tokio::task::spawn_blocking(move || actor.run());
-    let room = Arc::new(Semaphore::new(MESSAGES_MAX));
     let forward = async {
-        loop {
-            let Ok(room) = room.clone().acquire_owned().await else { break };
-            let event = match receiver.recv().await {
-                Ok(Some(message)) => Event::Control(message, room),
-                Ok(None) => Event::ControlLost("the source closed the connection".to_owned()),
-                Err(error) => Event::ControlLost(error.to_string()),
+        let sink = |next| {
+            let event = match next {
+                Ok((message, place)) => Event::Control(message, place),
+                Err(None) => Event::ControlLost("the source closed the connection".to_owned()),
+                Err(Some(error)) => Event::ControlLost(PeerError::to_string(&error)),
             };
-            let lost = matches!(event, Event::ControlLost(_));
-            if events.send(event).is_err() || lost {
-                break;
-            }
-        }
+            events.send(event).is_ok()
+        };
+        receiver.forward(MESSAGES_MAX, sink).await;
         std::future::pending::<()>().await
     };
     tokio::select! {
