@@ -7,6 +7,13 @@
 //! whose reports come late is not probed hard, and no more, since a busy host reports late however slowly it is sent
 //! to. Loss that is always there (a bad link) is not taken for congestion, and neither is its unevenness: one lost
 //! super-packet is forty datagrams.
+//!
+//! A member that takes a quarter or less of what all others take, and goes on so, is the [laggard]: the others would
+//! crawl with it, and gain more from its leaving than it loses by being served alone. So the rate does not follow it at
+//! once, or nobody could tell whether it takes more by now; and the start does not end with the first member that has
+//! reached its limit: that one is set apart until a second has.
+//!
+//! [laggard]: CongestionControl::laggard
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -61,6 +68,10 @@ pub trait CongestionControl: fmt::Debug + Send {
     fn remove(&mut self, target: u16);
     /// Bytes a second on the link, headers of UDP, IP and Ethernet included; never zero.
     fn rate(&mut self, now: Time) -> u64;
+    /// The member that takes far less than all others, and when it is to be removed if it has not caught up by then.
+    fn laggard(&self) -> Option<(u16, Time)> {
+        None
+    }
 }
 
 /// The rate that `--bandwidth` names.
@@ -102,9 +113,9 @@ const MEMORY: Duration = Duration::from_millis(1600);
 const CONGESTED_MEMORY: Duration = Duration::from_millis(200);
 /// Growth of the base that keeps the start going.
 const GROWTH: f64 = 1.25;
-/// Samples of each member without growth that end it.
+/// Samples of a member without growth that say that it has reached its limit.
 const STARTUP_STALLS: u32 = 3;
-/// Loss that ends it: twice what a path takes loses half.
+/// Loss that says so: twice what a path takes loses half.
 const STARTUP_LOSS: f32 = 0.20;
 /// Loss above a member's usual loss that means congestion.
 const LOSS_EXCESS: f32 = 0.10;
@@ -116,6 +127,13 @@ const QUEUE_DELAY_MAX: Duration = Duration::from_millis(30);
 const LOSS_SAMPLES: usize = 50;
 /// The base falls to no less than this share of itself by one sample that was short of things to send.
 const LIMITED_FALL: f64 = 0.8;
+
+/// A laggard takes no more than one in so many of the bytes that the next slowest member takes.
+const LAGGARD_RATIO: u64 = 4;
+/// For at least this long, and as many samples with losses: a host that had no time for a moment is none. No longer than
+/// that, since what it has not taken fills the window meanwhile.
+const LAGGARD_SPAN: Duration = Duration::from_millis(300);
+const LAGGARD_SAMPLES: u32 = 3;
 
 /// Follows the member that receives least.
 #[derive(Debug)]
@@ -129,12 +147,22 @@ pub struct WorstMember {
     cycle_base: u64,
     /// There was a sign of congestion since.
     cycle_congested: bool,
+    behind: Option<Behind>,
+}
+
+/// A member that takes far less than all others; until it is known whether it goes on so, the rate does not follow it.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    target: u16,
+    since: Time,
+    /// Samples with losses since.
+    samples: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Doubling; the highest base so far and samples since it grew.
-    Startup { base: u64, stalls: u32 },
+    /// Doubling; one member may have reached its limit.
+    Startup { apart: Option<u16> },
     /// In this round of a cycle, until then.
     Cycle { round: u32, until: Time },
 }
@@ -155,6 +183,9 @@ struct Member {
     /// Arrived rates and losses in them, of as long as they count.
     samples: VecDeque<(Time, u64)>,
     losses: VecDeque<f32>,
+    /// The base when it last grew during the start, and samples since.
+    grown: u64,
+    stalls: u32,
 }
 
 impl Member {
@@ -205,7 +236,7 @@ impl Member {
 impl WorstMember {
     /// Starts at 100 Mbit/s.
     pub fn new() -> Self {
-        let phase = Phase::Startup { base: 0, stalls: 0 };
+        let phase = Phase::Startup { apart: None };
         WorstMember {
             members: BTreeMap::new(),
             phase,
@@ -213,11 +244,41 @@ impl WorstMember {
             probe: PROBE_GAIN,
             cycle_base: 0,
             cycle_congested: false,
+            behind: None,
         }
     }
 
+    /// What the worst member takes, of all that the rate follows.
     fn base(&self) -> Option<u64> {
-        self.members.values().filter_map(Member::base).min()
+        let apart = match self.phase {
+            Phase::Startup { apart } => apart,
+            Phase::Cycle { .. } => None,
+        };
+        let behind = self.behind.map(|behind| behind.target);
+        let members = self.members.iter().filter(|(target, _)| ![apart, behind].contains(&Some(**target)));
+        members.filter_map(|(_, member)| member.base()).min()
+    }
+
+    /// Looks whether a sample shows its member far behind all others. Its base will not tell for some time.
+    fn look_behind(&mut self, now: Time, target: u16, sample: &Sample) {
+        let others = self.members.iter().filter(|(other, _)| **other != target);
+        let others = others.filter_map(|(_, member)| member.base()).min();
+        let before = self.behind.filter(|behind| behind.target == target);
+        if others.is_none_or(|others| sample.rate > others / LAGGARD_RATIO) {
+            if before.is_some() {
+                self.behind = None;
+            }
+            return;
+        }
+        let shows = !sample.starved && sample.loss > STARTUP_LOSS;
+        let is_apart = matches!(self.phase, Phase::Startup { apart } if apart == Some(target));
+        let mut behind = match before {
+            Some(behind) => behind,
+            None if shows || is_apart => Behind { target, since: now, samples: 0 },
+            None => return,
+        };
+        behind.samples += u32::from(shows);
+        self.behind = Some(behind);
     }
 
     fn enter_round(&mut self, now: Time, round: u32) {
@@ -240,6 +301,23 @@ impl WorstMember {
         self.phase = Phase::Cycle { round, until: now + ROUND };
     }
 
+    /// Whether the member takes no more than it did, though more was sent; one that takes more again is apart no longer.
+    fn is_at_limit(&mut self, target: u16, sample: &Sample, is_lost: bool) -> bool {
+        let followed = self.base().unwrap_or(0);
+        let member = self.members.get_mut(&target).expect("it has just learnt something");
+        let base = member.base().unwrap_or(0);
+        if base as f64 > member.grown as f64 * GROWTH {
+            (member.grown, member.stalls) = (base, 0);
+            if let Phase::Startup { apart } = &mut self.phase {
+                *apart = apart.filter(|apart| *apart != target);
+            }
+        } else if !sample.starved && followed as f64 * STARTUP_GAIN > base as f64 * GROWTH {
+            // Also where the host is what limits the rate.
+            member.stalls += 1;
+        }
+        is_lost || member.stalls >= STARTUP_STALLS
+    }
+
     /// The start is over: what has queued up drains before the first probe.
     fn end_startup(&mut self, now: Time) {
         self.enter_round(now, ROUNDS - 1);
@@ -260,22 +338,28 @@ impl CongestionControl for WorstMember {
         let is_startup = matches!(self.phase, Phase::Startup { .. });
         let congested = self.members.entry(target).or_default().learn(now, sample, is_startup);
         self.cycle_congested |= congested != Congestion::None;
-        let members = self.members.len() as u32;
-        let base = self.base().unwrap_or(0);
-        let Phase::Startup { base: before, stalls } = &mut self.phase else { return };
-        if base as f64 > *before as f64 * GROWTH {
-            (*before, *stalls) = (base, 0);
-        } else if !sample.starved {
-            // Also where the host is what limits the rate.
-            *stalls += 1;
-        }
-        if congested == Congestion::Loss || *stalls >= STARTUP_STALLS * members {
-            self.end_startup(now);
+        let is_lost = congested == Congestion::Loss;
+        self.look_behind(now, target, sample);
+        if is_startup && self.is_at_limit(target, sample, is_lost) {
+            match &mut self.phase {
+                Phase::Startup { apart: apart @ None } if self.members.len() > 1 => *apart = Some(target),
+                Phase::Startup { apart } if *apart == Some(target) => {}
+                _ => self.end_startup(now),
+            }
         }
     }
 
     fn remove(&mut self, target: u16) {
         self.members.remove(&target);
+        self.behind = self.behind.filter(|behind| behind.target != target);
+        if let Phase::Startup { apart } = &mut self.phase {
+            *apart = apart.filter(|apart| *apart != target);
+        }
+    }
+
+    fn laggard(&self) -> Option<(u16, Time)> {
+        let behind = self.behind.filter(|behind| behind.samples >= LAGGARD_SAMPLES);
+        behind.map(|behind| (behind.target, behind.since + LAGGARD_SPAN))
     }
 
     fn rate(&mut self, now: Time) -> u64 {
@@ -349,13 +433,59 @@ mod tests {
         assert!(rate > fast * 95 / 100, "{rate}");
     }
 
+    /// When the start ends with one far slower than the others, or one becomes so, it is named; one half as fast is not.
+    #[test]
+    fn laggard_is_named_soon() {
+        let due = |control: &WorstMember, now| {
+            control.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target)
+        };
+        let (fast, slow) = (125_000_000, 12_500_000);
+        let links = [(fast, 0.0), (fast, 0.0), (slow, 0.01)];
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        drive(&mut control, &mut now, 800, &links);
+        assert_eq!(due(&control, now), Some(2));
+        control.remove(2);
+        assert_eq!(control.laggard(), None);
+        let (rate, _) = drive(&mut control, &mut now, 1000, &links[..2]);
+        assert!(rate > fast * 90 / 100, "{rate}");
+        drive(&mut control, &mut now, 1500, &[(slow, 0.0), (fast, 0.0)]);
+        assert_eq!(due(&control, now), Some(0));
+
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        for _ in 0..100 {
+            drive(&mut control, &mut now, 100, &[(fast, 0.0), (fast / 2, 0.0), (fast, 0.01)]);
+            assert_eq!(control.laggard(), None);
+        }
+        assert!(control.rate(now) < fast * 6 / 10);
+    }
+
+    /// What all have in common is nobody's fault; nor is a moment in which a host had no time.
+    #[test]
+    fn slow_together_or_for_a_moment_is_no_laggard() {
+        let (fast, slow) = (125_000_000, 12_500_000);
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        let mut check = |millis, links: &[(u64, f64)]| {
+            drive(&mut control, &mut now, millis, links);
+            let is_due = control.laggard().is_some_and(|(_, at)| now >= at);
+            assert!(!is_due, "{links:?} for {millis} ms");
+        };
+        check(1000, &[(fast, 0.0); 3]);
+        check(200, &[(fast, 0.0), (slow, 0.0), (fast, 0.0)]);
+        check(1000, &[(fast, 0.0); 3]);
+        check(2000, &[(slow, 0.0); 3]);
+        check(3000, &[(fast, 0.0); 3]);
+        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
+        drive(&mut control, &mut now, 3000, &[(slow, 0.0)]);
+        assert_eq!(control.laggard(), None, "alone");
+    }
+
     /// What was left of the rate when hosts had no time at all must not be what they get from then on.
     #[test]
     fn comes_back_from_the_floor_within_seconds() {
         let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
         let (link, floor) = (125_000_000, 2 * RATE_MIN);
         drive(&mut control, &mut now, 1000, &[(link, 0.0), (link, 0.0)]);
-        drive(&mut control, &mut now, 3000, &[(link, 0.0), (floor, 0.0)]);
+        drive(&mut control, &mut now, 3000, &[(floor, 0.0), (floor, 0.0)]);
         assert!(control.rate(now) < 2 * floor, "{}", control.rate(now));
         drive(&mut control, &mut now, 15_000, &[(link, 0.0), (link, 0.0)]);
         let (rate, _) = drive(&mut control, &mut now, 3000, &[(link, 0.0), (link, 0.0)]);

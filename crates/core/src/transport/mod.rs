@@ -27,7 +27,9 @@ use std::time::Duration;
 
 pub use congestion::{CongestionControl, FixedRate, Sample, WorstMember};
 pub use receiver::{DropReason, Outcome, Receiver, ReceiverConfig, ReceiverCounters};
-pub use sender::{MulticastProgress, Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit};
+pub use sender::{
+    Expulsion, MulticastProgress, Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit,
+};
 
 /// Frames that are open at a sender at once.
 pub const OPEN_FRAMES_MAX: usize = 16_384;
@@ -55,7 +57,7 @@ pub const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(5);
 pub const ANNOUNCE_SPANS_MAX: usize = 256;
 /// How long a piece's repair waits for the other members' reports.
 pub const REPAIR_COLLECT: Duration = Duration::from_millis(15);
-/// A piece that went over TCP counts as lost (dropped by a receiver without room) after this.
+/// A piece that went over TCP counts as dropped (by a receiver without room) if nothing is acknowledged for so long.
 pub const UNICAST_RETRY: Duration = Duration::from_secs(2);
 /// Before a round trip has been measured, a piece that nothing follows counts as lost after this.
 pub const LOSS_DELAY_DEFAULT: Duration = Duration::from_millis(200);

@@ -320,7 +320,7 @@ impl Source {
                     net.control_to_target(target, Message::Sent(spans))
                 }
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
-                SenderEvent::Expelled { target } => {
+                SenderEvent::Expelled { target, .. } => {
                     self.out_of_scatter.insert(target);
                     self.addresses.remove_target(target);
                 }

@@ -30,7 +30,12 @@ pub(super) fn table(runs: &[Run]) -> String {
         table.add_row([
             format!("{:?}", run.scenario),
             format!("{:.0}", run.bytes as f64 * 8.0 / source.seconds / 1e6),
-            list(&mut source.target_seconds.iter().map(|seconds| format!("{seconds:.2}"))),
+            list(
+                &mut source
+                    .target_seconds
+                    .iter()
+                    .map(|seconds| seconds.map_or("left".into(), |seconds| format!("{seconds:.2}"))),
+            ),
             format!("{:.2} %", 100.0 * repairs / first),
             format!("{:.2} %", 100.0 * source.losses as f64 / first),
             format!("{} + {}", source.multicast_repairs, source.unicast_repairs),
@@ -48,8 +53,8 @@ pub(super) fn table(runs: &[Run]) -> String {
             writeln!(text, "TCP: {alone:.0} Mbit/s alone, {beside:.0} beside the multicast: {share:.0} %")
                 .unwrap();
         }
-        if !run.source.expelled.is_empty() {
-            writeln!(text, "{:?}: left the scatter: {:?}", run.scenario, run.source.expelled).unwrap();
+        for (target, why) in &run.source.expelled {
+            writeln!(text, "{:?}: receiver {target} left the scatter: {why}", run.scenario).unwrap();
         }
         for (number, target) in
             run.targets.iter().enumerate().filter(|(_, target)| target.good_bytes != run.bytes)

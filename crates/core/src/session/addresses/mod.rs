@@ -219,10 +219,18 @@ impl Addresses {
         sending.filter(|sending| sending.set.number == set).for_each(|sending| sending.is_exhausted = true);
     }
 
-    /// The target has died, or left the scatter: it is not waited for.
+    /// The target has died, or leaves the scatter: it is not waited for. If it lives, it leaves its groups, so that what is
+    /// for others does not fill its link.
     pub fn remove_target(&mut self, target: u16) {
         self.gone = union(self.gone, single(target));
-        self.addresses.iter_mut().for_each(|address| address.forget(target));
+        for address in &mut self.addresses {
+            let set = address.set_of(target);
+            address.forget(target);
+            if let Some(set) = set {
+                self.leaves += 1;
+                self.actions.push_back(AddressAction::Send { target, message: Message::Leave { set } });
+            }
+        }
     }
 
     /// Starts what has become possible. Each set must have been added to `sender`, which learns who is to be served
@@ -343,6 +351,14 @@ impl Addresses {
 impl Address {
     fn prepares(&self, set: u16) -> bool {
         self.preparing.as_ref().is_some_and(|preparing| preparing.set.number == set)
+    }
+
+    /// A set for which the target is a member of this address's group.
+    fn set_of(&self, target: u16) -> Option<u16> {
+        let preparing = self.preparing.as_ref().map(|preparing| preparing.set);
+        let mut sets = preparing.into_iter().chain(self.sending.as_ref().map(|sending| sending.set));
+        let set = sets.find(|set| contains(set.members, target));
+        set.filter(|_| contains(self.members, target)).map(|set| set.number)
     }
 
     fn is_over(&self) -> bool {

@@ -301,6 +301,20 @@ fn who_leaves_the_scatter_is_not_waited_for() {
     assert!(world.unreached.is_empty(), "it was not that it could not be reached");
 }
 
+#[test]
+fn who_leaves_the_scatter_leaves_its_groups() {
+    let mut world = world(&[0b011, 0b110, 0b101], &[&[0, 2], &[1]]);
+    world.step();
+    assert_eq!(world.ready(), [0, 1]);
+    let told = |world: &mut World| {
+        world.addresses.remove_target(0);
+        let actions = std::iter::from_fn(|| world.addresses.poll_action());
+        actions.map(|action| format!("{action:?}")).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut world), ["Send { target: 0, message: Leave { set: 0 } }"]);
+    assert!(told(&mut world).is_empty(), "once");
+}
+
 /// Some of four targets.
 fn some() -> impl Strategy<Value = TargetSet> {
     prop_oneof![2 => Just(0u128), 1 => 0u128..16].prop_map(TargetSet)

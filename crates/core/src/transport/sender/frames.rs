@@ -25,6 +25,8 @@ pub(super) struct PieceRepair {
     pub(super) rounds: u32,
     /// To whom it has gone, or is queued to go, over TCP.
     pub(super) unicast: TargetMask,
+    /// For whom it waits to be given to TCP.
+    pub(super) unicast_queued: TargetMask,
     /// When it was last given to TCP.
     pub(super) unicast_at: Time,
 }

@@ -14,7 +14,8 @@ pub use self::transmit::{Path, Transmit};
 use super::congestion::{CongestionControl, FixedRate, WorstMember};
 use super::pace::TokenBucket;
 use super::{
-    ANNOUNCE_INTERVAL, ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of, targets_of,
+    ANNOUNCE_INTERVAL, ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, UNICAST_RETRY,
+    mask_of, targets_of,
 };
 use crate::limits::{REPAIR_WINDOW_BYTES, SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 use crate::time::Time;
@@ -32,7 +33,7 @@ pub struct SenderConfig {
     pub unicast_piece_bytes: usize,
     /// Bytes of bodies that are open at once.
     pub repair_window_bytes: usize,
-    /// Bytes given to TCP for one target and not acknowledged, repairs not counted.
+    /// Bytes given to TCP for one target, of frames that it has not acknowledged.
     pub unicast_window_bytes: usize,
     /// What the link adds to a datagram: UDP, IP and Ethernet headers.
     pub datagram_overhead_bytes: usize,
@@ -73,12 +74,23 @@ pub enum SenderEvent {
         /// The frames.
         spans: Vec<FrameSpan>,
     },
-    /// A target has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open, or one of them not for
-    /// [`SCATTER_FRAME_MAX`]; it is no longer waited for.
+    /// A target is no longer sent to or waited for: it would hold up the others.
     Expelled {
         /// The target.
         target: u16,
+        /// Why.
+        why: Expulsion,
     },
+}
+
+/// Why a target is no longer waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expulsion {
+    /// It has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open, or one of them not for
+    /// [`SCATTER_FRAME_MAX`].
+    Silent,
+    /// It takes a quarter or less of what each other target takes: see [`CongestionControl::laggard`].
+    Laggard,
 }
 
 /// What a sender has done, for reports and tests.
@@ -117,6 +129,14 @@ struct Set {
     next_number: u64,
 }
 
+/// What has gone of a frame over TCP to one target.
+#[derive(Clone, Copy, Debug, Default)]
+struct InFlight {
+    bytes: usize,
+    /// The last transmission of it, counted from one.
+    last: u64,
+}
+
 /// A target.
 #[derive(Debug)]
 struct Target {
@@ -125,9 +145,12 @@ struct Target {
     first_next: u16,
     /// Pieces to be repaired over TCP.
     unicast_repairs: VecDeque<(u64, u16)>,
-    /// Bytes of its unacknowledged frames that went over TCP from the start.
-    in_flight: BTreeMap<u64, usize>,
+    /// Unacknowledged frames of which something has gone over TCP.
+    in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: usize,
+    /// Transmissions over TCP, and how many of them have come to their end: TCP keeps their order.
+    given: u64,
+    arrived: u64,
     /// Frames sent to it entirely and not acknowledged, and since when.
     open: BTreeMap<u64, Time>,
     /// The later of its last acknowledgement and the moment when a frame became open with no other so.
@@ -145,6 +168,8 @@ impl Target {
             unicast_repairs: VecDeque::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
+            given: 0,
+            arrived: 0,
             open: BTreeMap::new(),
             heard: now,
             announce: Vec::new(),
@@ -175,7 +200,29 @@ impl Target {
 
     fn settle(&mut self, frame: u64) {
         self.open.remove(&frame);
-        self.in_flight_bytes -= self.in_flight.remove(&frame).unwrap_or(0);
+        self.arrived = self.arrived.max(self.take_in_flight(frame).last);
+    }
+
+    fn take_in_flight(&mut self, frame: u64) -> InFlight {
+        let in_flight = self.in_flight.remove(&frame).unwrap_or_default();
+        self.in_flight_bytes -= in_flight.bytes;
+        in_flight
+    }
+
+    /// So much of a frame goes over TCP.
+    fn give(&mut self, frame: u64, bytes: usize) {
+        self.given += 1;
+        let in_flight = self.in_flight.entry(frame).or_default();
+        in_flight.bytes += bytes;
+        in_flight.last = self.given;
+        self.in_flight_bytes += bytes;
+    }
+
+    /// Whether what has gone of a frame over TCP, last at `at`, and is missed, was dropped by a receiver without room: something later
+    /// has arrived, or nothing at all for [`UNICAST_RETRY`].
+    fn is_dropped(&self, now: Time, frame: u64, at: Time) -> bool {
+        let last = self.in_flight.get(&frame).map_or(0, |in_flight| in_flight.last);
+        last < self.arrived || now.since(at.max(self.heard)) >= UNICAST_RETRY
     }
 }
 
@@ -364,12 +411,12 @@ impl Sender {
         let to_send =
             !self.multicast.is_empty() || !self.multicast_repairs.is_empty() || self.is_unicast_paced();
         let pace = to_send.then(|| self.bucket.ready_at(self.rate));
-        announce.chain(silence).chain(self.decide_at).chain(pace).min()
+        let laggard = self.congestion.laggard().map(|(_, at)| at);
+        announce.chain(silence).chain(laggard).chain(self.decide_at).chain(pace).min()
     }
 
     fn is_unicast_paced(&self) -> bool {
-        let waits = |target: &Target| !target.unicast_repairs.is_empty() || self.may_go_on(target);
-        self.config.bandwidth.is_some() && self.targets.values().any(waits)
+        self.config.bandwidth.is_some() && self.targets.values().any(|target| self.may_go_on(target))
     }
 
     /// Whether no frame is open.
@@ -402,20 +449,21 @@ impl Sender {
     /// What is due by time alone.
     fn tick(&mut self, now: Time) {
         self.rate = self.congestion.rate(now);
-        let mut silent = Vec::new();
+        let laggard = self.congestion.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target);
+        let mut expelled = Vec::from_iter(laggard.map(|target| (target, Expulsion::Laggard)));
         for (number, target) in &mut self.targets {
             if target.announce_at.is_some_and(|at| now >= at) || target.announce.len() >= ANNOUNCE_SPANS_MAX {
                 let spans = std::mem::take(&mut target.announce);
                 target.announce_at = None;
                 self.events.push_back(SenderEvent::Announce { target: *number, spans });
             }
-            if target.given_up_at().is_some_and(|at| now >= at) {
-                silent.push(*number);
+            if target.given_up_at().is_some_and(|at| now >= at) && laggard != Some(*number) {
+                expelled.push((*number, Expulsion::Silent));
             }
         }
-        for target in silent {
+        for (target, why) in expelled {
             self.remove_target(target, now);
-            self.events.push_back(SenderEvent::Expelled { target });
+            self.events.push_back(SenderEvent::Expelled { target, why });
         }
         self.decide_repairs(now);
     }

@@ -3,7 +3,7 @@
 use super::{Sender, SenderEvent};
 use crate::limits::MULTICAST_REPAIR_ROUNDS_MAX;
 use crate::time::Time;
-use crate::transport::{REPAIR_COLLECT, TransportError, UNICAST_RETRY, mask_of, targets_of};
+use crate::transport::{REPAIR_COLLECT, TransportError, mask_of, targets_of};
 use crate::wire::control::{FrameGap, Report};
 
 impl Sender {
@@ -78,8 +78,9 @@ impl Sender {
         let open =
             self.frames.get_mut(&gap.frame).filter(|open| open.waiting & mask != 0 && open.is_sent_to(mask));
         let Some(open) = open else { return Err(TransportError::Gap(gap.frame)) };
-        let path = &self.targets[&target].path;
-        let (seen, loss_delay) = (path.seen_below(open.set), path.loss_delay());
+        let state = self.targets.get_mut(&target).expect("the caller has looked");
+        let (seen, loss_delay) = (state.path.seen_below(open.set), state.path.loss_delay());
+        let mut is_dropped = false;
         let all = [(0, open.count - 1)];
         let ranges = if gap.pieces.is_empty() { &all[..] } else { &gap.pieces[..] };
         let mut next = 0;
@@ -90,13 +91,18 @@ impl Sender {
             next = last + 1;
             for index in *first..=*last {
                 let repair = open.repair.get(&index).copied().unwrap_or_default();
-                if repair.missing & mask != 0 || repair.queued {
+                if (repair.missing | repair.unicast_queued) & mask != 0 || repair.queued {
                     continue;
                 }
-                let lost = if repair.unicast & mask != 0 {
-                    now.since(repair.unicast_at) >= UNICAST_RETRY
-                } else if open.by_unicast & mask != 0 {
-                    now.since(open.unicast_at) >= UNICAST_RETRY
+                let unicast_at = match (repair.unicast & mask, open.by_unicast & mask) {
+                    (0, 0) => None,
+                    (0, _) => Some(open.unicast_at),
+                    _ => Some(repair.unicast_at),
+                };
+                let lost = if let Some(at) = unicast_at {
+                    let lost = state.is_dropped(now, gap.frame, at);
+                    is_dropped |= lost;
+                    lost
                 } else {
                     let sent = open.sent[usize::from(index)];
                     seen > sent.number || now.since(sent.at) >= loss_delay
@@ -107,6 +113,10 @@ impl Sender {
                     self.counters.losses += 1;
                 }
             }
+        }
+        if is_dropped {
+            // It occupies the window no longer.
+            state.take_in_flight(gap.frame);
         }
         Ok(())
     }
@@ -154,6 +164,7 @@ impl Sender {
         };
         if by_unicast != 0 {
             repair.unicast |= by_unicast;
+            repair.unicast_queued |= by_unicast;
             repair.unicast_at = now;
         }
         for target in targets_of(by_unicast) {

@@ -180,6 +180,7 @@ impl Sender {
         let repair = open.repair.entry(index).or_default();
         (repair.queued, repair.unicast_at) = (false, now);
         repair.unicast |= waiting;
+        repair.unicast_queued |= waiting;
         for target in targets_of(waiting) {
             self.target(target).unicast_repairs.push_back((number, index));
         }
@@ -212,11 +213,8 @@ impl Sender {
     fn next_unicast(&mut self, now: Time) -> Option<Transmit> {
         let later = self.targets.range(self.last_target + 1..).map(|(number, _)| *number);
         let earlier = self.targets.range(..=self.last_target).map(|(number, _)| *number);
-        let waits = |number: &u16| {
-            let target = &self.targets[number];
-            !target.unicast_repairs.is_empty() || self.may_go_on(target)
-        };
-        let waiting: Vec<u16> = later.chain(earlier).filter(waits).collect();
+        let waiting = later.chain(earlier).filter(|number| self.may_go_on(&self.targets[number]));
+        let waiting: Vec<u16> = waiting.collect();
         for number in waiting {
             let transmit =
                 self.next_unicast_repair(now, number).or_else(|| self.next_unicast_first(now, number));
@@ -230,9 +228,10 @@ impl Sender {
         None
     }
 
-    /// Whether a frame waits for TCP and its window has room.
+    /// Whether a frame or a repair waits for TCP and its window has room.
     pub(super) fn may_go_on(&self, target: &Target) -> bool {
-        !target.unicast.is_empty() && target.in_flight_bytes < self.config.unicast_window_bytes
+        let waits = !target.unicast_repairs.is_empty() || !target.unicast.is_empty();
+        waits && target.in_flight_bytes < self.config.unicast_window_bytes
     }
 
     fn next_unicast_repair(&mut self, now: Time, number: u16) -> Option<Transmit> {
@@ -248,16 +247,20 @@ impl Sender {
                 pieces += 1;
             }
             for index in first..first + pieces {
-                open.repair.entry(index).or_default().unicast_at = now;
+                let repair = open.repair.entry(index).or_default();
+                repair.unicast_at = now;
+                repair.unicast_queued &= !mask_of(number);
             }
             self.counters.unicast_repairs += u64::from(pieces);
-            return Some(Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces));
+            let transmit = Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces);
+            target.give(frame, transmit.sealed_bytes());
+            return Some(transmit);
         }
         None
     }
 
     fn next_unicast_first(&mut self, now: Time, number: u16) -> Option<Transmit> {
-        let (mask, window) = (mask_of(number), self.config.unicast_window_bytes);
+        let mask = mask_of(number);
         let target = self.targets.get_mut(&number)?;
         while let Some(&frame) = target.unicast.front() {
             let Some(open) = self.frames.get_mut(&frame).filter(|open| open.waiting & mask != 0) else {
@@ -265,15 +268,11 @@ impl Sender {
                 target.first_next = 0;
                 continue;
             };
-            if target.in_flight_bytes >= window {
-                return None;
-            }
             let first = target.first_next;
             let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
             let pieces = (max.clamp(1, TRANSMIT_PIECES_MAX) as u16).min(open.count - first);
             let transmit = Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces);
-            *target.in_flight.entry(frame).or_default() += transmit.sealed_bytes();
-            target.in_flight_bytes += transmit.sealed_bytes();
+            target.give(frame, transmit.sealed_bytes());
             target.first_next += pieces;
             self.counters.unicast_pieces += u64::from(pieces);
             if target.first_next == open.count {

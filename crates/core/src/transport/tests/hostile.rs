@@ -6,7 +6,7 @@ use super::world::{Rng, SESSION, set_key};
 use crate::limits::SCATTER_SILENCE_MAX;
 use crate::time::Time;
 use crate::transport::{
-    DropReason, Outcome, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit,
+    DropReason, Expulsion, Outcome, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit,
     TransportError,
 };
 use crate::wire::control::{FrameGap, FrameSpan, Report};
@@ -241,8 +241,8 @@ fn silence_is_measured_from_what_was_open() {
     sender.on_report(1, &Report { written: vec![(5, 5)], ..Default::default() }, almost).unwrap();
     sender.poll_transmit(almost + std::time::Duration::from_millis(20));
     let events: Vec<_> = std::iter::from_fn(|| sender.poll_event()).collect();
-    assert!(events.contains(&SenderEvent::Expelled { target: 0 }));
-    assert!(!events.contains(&SenderEvent::Expelled { target: 1 }));
+    assert!(events.contains(&SenderEvent::Expelled { target: 0, why: Expulsion::Silent }));
+    assert!(!events.contains(&SenderEvent::Expelled { target: 1, why: Expulsion::Silent }));
     assert!(sender.is_idle());
 }
 

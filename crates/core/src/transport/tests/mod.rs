@@ -4,7 +4,7 @@ mod world;
 use std::time::Duration;
 
 use self::world::{Net, World};
-use super::{SenderConfig, SenderCounters};
+use super::{Expulsion, SenderConfig, SenderCounters};
 use crate::limits::{SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ fn dead_target_is_expelled_and_the_others_go_on() {
     world.hosts[2].dead = true;
     world.add_set(1, &[0, 1, 2], true);
     world.scatter(&[1], 40, 60_000, SCATTER_SILENCE_MAX + SECOND);
-    assert_eq!(world.expelled, [2]);
+    assert_eq!(world.expelled, [(2, Expulsion::Silent)]);
     world.check_arrival();
     assert!(world.now.since(crate::time::Time::ZERO) >= SCATTER_SILENCE_MAX);
     let before = world.now;
@@ -113,7 +113,7 @@ fn crawling_writer_leaves_the_scatter_and_the_others_go_on() {
     world.hosts[1].write = 5 * SECOND;
     world.add_set(1, &[0, 1, 2], true);
     world.scatter(&[1], 1200, 60_000, 2 * SCATTER_FRAME_MAX);
-    assert_eq!(world.expelled, [1]);
+    assert_eq!(world.expelled, [(1, Expulsion::Silent)]);
     assert_eq!(world.hosts[0].frames.len(), 1200);
     let took = world.now.since(crate::time::Time::ZERO);
     assert!(took > SCATTER_FRAME_MAX && took < SCATTER_FRAME_MAX + 10 * SECOND, "{took:?}");
@@ -163,6 +163,38 @@ fn starved_hosts_slow_the_scatter_and_do_not_stop_it() {
     assert!(free < 10 * SECOND, "{free:?}");
     assert!(world.sender.rate() > 90_000_000, "{}", world.sender.rate());
     world.check_arrival();
+}
+
+/// One target's link has a tenth of what the others' have, or falls to it on the way: it leaves, and the two others keep 90 %
+/// of their time. At a third it stays, and all go at its pace; what it misses goes over TCP once, however long that takes.
+#[test]
+fn laggard_leaves_and_the_others_hardly_notice() {
+    let net = Net { queue_bytes: 1 << 20, ..Net::default() };
+    let run = |hosts: u16, slow: u64, from: u64| {
+        let mut world = World::new(31, hosts, net.clone(), SenderConfig::default());
+        world.add_set(1, &Vec::from_iter(0..hosts), true);
+        world.scatter(&[1], from, 100_000, 30 * SECOND);
+        world.hosts[usize::from(hosts) - 1].rate = slow;
+        world.scatter(&[1], 4000 - from, 100_000, 60 * SECOND);
+        world.check_arrival();
+        let lost = world.hosts.iter().map(|host| host.lost).sum::<u64>() + world.dropped;
+        println!("{} repairs of {lost} lost", world.repairs());
+        assert!(
+            world.repairs() as f64 <= 1.1 * lost as f64 + 100.0,
+            "{} repairs of {lost} lost",
+            world.repairs()
+        );
+        (world.now.since(crate::time::Time::ZERO).as_secs_f64(), world.expelled)
+    };
+    let (alone, _) = run(2, net.rate, 0);
+    for from in [0, 1000] {
+        let (beside, expelled) = run(3, net.rate / 10, from);
+        println!("the others alone {alone:.2} s, with a laggard from frame {from} on {beside:.2} s");
+        assert_eq!(expelled, [(2, Expulsion::Laggard)]);
+        assert!(alone / beside > 0.9, "{alone} s alone, {beside} s beside a laggard");
+    }
+    let (together, expelled) = run(3, net.rate / 3, 0);
+    assert!(expelled.is_empty() && together < 3.3 * alone, "{expelled:?} {together} s");
 }
 
 /// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.

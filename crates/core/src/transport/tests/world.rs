@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use crate::time::Time;
-use crate::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit};
+use crate::transport::{
+    Expulsion, Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit,
+};
 use crate::wire::control::{FrameSpan, Report};
 use crate::wire::piece::seal_piece;
 use crate::wire::seal::{Channel, OpenKey, SealKey};
@@ -64,6 +66,9 @@ impl Default for Net {
 pub(super) struct Host {
     pub(super) receiver: Receiver,
     pub(super) loss: f64,
+    /// Bytes a second of its own link, which it shares among multicast and TCP, with the queue before it as at the source.
+    pub(super) rate: u64,
+    link_until: Time,
     pub(super) dead: bool,
     /// It has a processor for only so long of each so long: else datagrams wait in its socket, as far as there is room.
     pub(super) runs: Option<(Duration, Duration)>,
@@ -107,7 +112,8 @@ pub(super) struct World {
     pub(super) dropped: u64,
     pub(super) acked: HashSet<(u64, u16)>,
     pub(super) settled: HashSet<u64>,
-    pub(super) expelled: Vec<u16>,
+    /// Those no longer waited for: they leave their groups.
+    pub(super) expelled: Vec<(u16, Expulsion)>,
 }
 
 pub(super) fn set_key(set: u16) -> [u8; 32] {
@@ -117,6 +123,18 @@ pub(super) fn set_key(set: u16) -> [u8; 32] {
 }
 
 impl Host {
+    /// Bytes that wait before its link.
+    fn queued(&self, now: Time) -> u64 {
+        (self.link_until.since(now).as_secs_f64() * self.rate as f64) as u64
+    }
+
+    /// Until so many more have passed its link.
+    fn queue(&mut self, now: Time, bytes: u64) -> Duration {
+        let span = Duration::from_nanos(bytes * 1_000_000_000 / self.rate);
+        self.link_until = self.link_until.max(now) + span;
+        self.link_until.since(now)
+    }
+
     /// When the host has a processor next: now, if it has one.
     fn runs_at(&self, now: Time) -> Time {
         let Some((running, period)) = self.runs else { return now };
@@ -128,12 +146,15 @@ impl Host {
 
 impl World {
     pub(super) fn new(seed: u64, hosts: u16, net: Net, config: SenderConfig) -> Self {
+        let rate = net.rate;
         let host = |target| Host {
             receiver: Receiver::new(
                 ReceiverConfig { session: SESSION, target, ..Default::default() },
                 Time::ZERO,
             ),
             loss: 0.0,
+            rate,
+            link_until: Time::ZERO,
             dead: false,
             runs: None,
             socket_bytes: 0,
@@ -209,7 +230,7 @@ impl World {
                 SenderEvent::Announce { target, spans } => {
                     self.after(self.net.delay, Event::Announce(target, spans));
                 }
-                SenderEvent::Expelled { target } => self.expelled.push(target),
+                SenderEvent::Expelled { target, why } => self.expelled.push((target, why)),
             }
         }
         for target in 0..self.hosts.len() as u16 {
@@ -295,11 +316,16 @@ impl World {
         self.link_until = self.link_until.max(self.now) + Duration::from_micros(micros);
         let queue = self.link_until.since(self.now);
         for target in self.members[&set].clone() {
-            let dead = self.hosts[usize::from(target)].dead;
-            if dead || losers[usize::from(target)] {
-                self.hosts[usize::from(target)].lost += u64::from(!dead);
+            if self.is_expelled(target) {
                 continue;
             }
+            let host = &mut self.hosts[usize::from(target)];
+            let is_full = host.queued(self.now) > self.net.queue_bytes;
+            if host.dead || is_full || losers[usize::from(target)] {
+                host.lost += u64::from(!host.dead);
+                continue;
+            }
+            let queue = queue.max(host.queue(self.now, bytes));
             for _ in 0..1 + u32::from(self.rng.chance(self.net.twice)) {
                 let jitter = Duration::from_micros(self.rng.below(self.net.jitter.as_micros() as u64));
                 self.after(queue + self.net.delay + jitter, Event::Datagram(target, piece.to_vec()));
@@ -310,7 +336,8 @@ impl World {
     /// Reliable and in order, at a tenth of the link's rate.
     fn tcp(&mut self, target: u16, piece: Vec<u8>) {
         let host = &mut self.hosts[usize::from(target)];
-        let span = Duration::from_micros(piece.len() as u64 * 10_000_000 / self.net.rate);
+        host.queue(self.now, piece.len() as u64);
+        let span = Duration::from_micros(piece.len() as u64 * 10_000_000 / host.rate);
         host.tcp_until = host.tcp_until.max(self.now) + span;
         let span = host.tcp_until.since(self.now) + self.net.delay;
         self.after(span, Event::Tcp(target, piece));
@@ -349,7 +376,7 @@ impl World {
             }
             Event::Announce(target, spans) => self.hosts[usize::from(target)].receiver.on_sent(now, &spans),
             Event::Report(target, report) => {
-                if !self.expelled.contains(&target) {
+                if !self.is_expelled(target) {
                     self.sender.on_report(target, &report, now).expect("an honest receiver");
                 }
             }
@@ -357,10 +384,14 @@ impl World {
         }
     }
 
-    /// Every live member has every frame of its sets, byte by byte, and nothing else.
+    fn is_expelled(&self, target: u16) -> bool {
+        self.expelled.iter().any(|(expelled, _)| *expelled == target)
+    }
+
+    /// Every live member that was not expelled has every frame of its sets, byte by byte, and nothing else.
     pub(super) fn check_arrival(&self) {
-        for (target, host) in self.hosts.iter().enumerate().filter(|(_, host)| !host.dead) {
-            let target = target as u16;
+        let live = (0..).zip(&self.hosts).filter(|(target, host)| !host.dead && !self.is_expelled(*target));
+        for (target, host) in live {
             let mut expected = 0;
             for (number, (set, body)) in &self.bodies {
                 if self.members[set].contains(&target) {

@@ -70,8 +70,8 @@ impl Task {
 pub struct SourceResult {
     /// From the first frame to the last acknowledgement.
     pub seconds: f64,
-    /// The same, for each target.
-    pub target_seconds: Vec<f64>,
+    /// The same, for each target that has all.
+    pub target_seconds: Vec<Option<f64>>,
     /// CPU time of the process, user and system.
     pub cpu_seconds: f64,
     /// Sealed bytes by multicast.
@@ -88,8 +88,8 @@ pub struct SourceResult {
     pub unicast_repairs: u64,
     /// Losses that receivers reported.
     pub losses: u64,
-    /// Targets that left the scatter.
-    pub expelled: Vec<u16>,
+    /// Targets that had to leave the scatter, and why.
+    pub expelled: Vec<(u16, String)>,
 }
 
 /// What a receiver says at its end.

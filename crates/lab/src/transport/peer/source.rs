@@ -107,6 +107,10 @@ impl Source<'_> {
         Time(self.start.elapsed().as_micros() as u64)
     }
 
+    fn is_expelled(&self, target: u16) -> bool {
+        self.result.expelled.iter().any(|(expelled, _)| *expelled == target)
+    }
+
     /// Until multicast reaches every target: joins take the switch a moment.
     fn probe(&mut self) -> Result<()> {
         let mut waiting: HashSet<u16> = (0..self.links.len() as u16).collect();
@@ -143,10 +147,10 @@ impl Source<'_> {
             }
         }
         let counters = self.sender.counters();
-        let until = |done: &Option<Instant>| done.unwrap_or(Instant::now()).duration_since(self.start);
+        let until = |done: &Instant| done.duration_since(self.start).as_secs_f64();
         Ok(SourceResult {
             seconds: self.start.elapsed().as_secs_f64(),
-            target_seconds: self.done.iter().map(|done| until(done).as_secs_f64()).collect(),
+            target_seconds: self.done.iter().map(|done| done.as_ref().map(until)).collect(),
             cpu_seconds: cpu_seconds()? - cpu,
             first_pieces: counters.multicast_pieces,
             multicast_repairs: counters.multicast_repairs,
@@ -173,7 +177,7 @@ impl Source<'_> {
         let more: Vec<_> = self.said.try_iter().collect();
         for (target, said) in std::iter::once(first).chain(more) {
             let report = match said {
-                Said::Report(report) if !self.result.expelled.contains(&target) => report,
+                Said::Report(report) if !self.is_expelled(target) => report,
                 Said::Report(_) | Said::Heard => continue,
                 Said::Ended => bail!("target {target} has closed its connection"),
             };
@@ -219,7 +223,11 @@ impl Source<'_> {
                         self.done[usize::from(target)] = Some(Instant::now());
                     }
                 }
-                SenderEvent::Expelled { target } => self.result.expelled.push(target),
+                SenderEvent::Expelled { target, why } => {
+                    let leave = Message::Leave { set: SET };
+                    control::send(&mut self.links[usize::from(target)].control, leave)?;
+                    self.result.expelled.push((target, format!("{why:?}")));
+                }
                 SenderEvent::Settled { .. } => {}
             }
         }

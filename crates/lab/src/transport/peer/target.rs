@@ -66,6 +66,7 @@ pub(super) fn run(task: &Task, number: u16) -> Result<TargetResult> {
         crossbeam_channel::select! {
             recv(messages) -> message => match message {
                 Ok(Message::Sent(spans)) => receiver.on_sent(now(), &spans),
+                Ok(Message::Leave { .. }) => groups.leave(task.group, source, &interface)?,
                 Ok(_) => {}
                 // The source has heard all it needs.
                 Err(_) => break,

@@ -11,7 +11,7 @@ use vmscatter_core::page::PageAddr;
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, Transmit};
+use vmscatter_core::transport::{Expulsion, Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::Message;
 use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 
@@ -322,12 +322,17 @@ impl Work {
                 SenderEvent::Announce { target, spans } => {
                     self.setup.links[usize::from(target)].send(Message::Sent(spans));
                 }
-                SenderEvent::Expelled { target } => {
+                SenderEvent::Expelled { target, why } => {
                     self.left |= 1 << target;
                     self.addresses.remove_target(target);
+                    let reason = match why {
+                        Expulsion::Silent => "acknowledges nothing, or next to nothing",
+                        Expulsion::Laggard => "receives a quarter or less of what the others do",
+                    };
+                    let target = self.setup.links[usize::from(target)].name();
                     tracing::warn!(
-                        target = self.setup.links[usize::from(target)].name(),
-                        "acknowledges nothing, or next to nothing: it leaves the scatter, and gets its pages by the streams"
+                        target,
+                        "{reason}: it leaves the scatter, and gets its pages by the streams"
                     );
                 }
                 SenderEvent::Settled { .. } => {}
