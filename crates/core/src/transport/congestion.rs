@@ -88,8 +88,8 @@ impl CongestionControl for FixedRate {
     }
 }
 
-/// Start: 100 Mbit/s.
-const RATE_START: u64 = 12_500_000;
+/// Start: 200 Mbit/s.
+const RATE_START: u64 = 25_000_000;
 /// Floor: 1 Mbit/s.
 const RATE_MIN: u64 = 125_000;
 const STARTUP_GAIN: f64 = 2.0;
@@ -234,7 +234,7 @@ impl Member {
 }
 
 impl WorstMember {
-    /// Starts at 100 Mbit/s.
+    /// Starts at 200 Mbit/s.
     pub fn new() -> Self {
         let phase = Phase::Startup { apart: None };
         WorstMember {

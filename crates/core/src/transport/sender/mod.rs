@@ -5,7 +5,7 @@ mod frames;
 mod report;
 mod transmit;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use self::feedback::{History, PathState};
@@ -143,8 +143,8 @@ struct Target {
     /// Frames that go to it over TCP from the start; of the first, pieces below `first_next` have gone.
     unicast: VecDeque<u64>,
     first_next: u16,
-    /// Pieces to be repaired over TCP.
-    unicast_repairs: VecDeque<(u64, u16)>,
+    /// Pieces to be repaired over TCP, the oldest frame's first.
+    unicast_repairs: BTreeSet<(u64, u16)>,
     /// Unacknowledged frames of which something has gone over TCP.
     in_flight: BTreeMap<u64, InFlight>,
     in_flight_bytes: usize,
@@ -165,7 +165,7 @@ impl Target {
         Target {
             unicast: VecDeque::new(),
             first_next: 0,
-            unicast_repairs: VecDeque::new(),
+            unicast_repairs: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
             given: 0,
@@ -196,6 +196,15 @@ impl Target {
         // Frames leave in the order of their numbers, or nearly so.
         let (_, oldest) = self.open.first_key_value()?;
         Some((self.heard + SCATTER_SILENCE_MAX).min(*oldest + SCATTER_FRAME_MAX))
+    }
+
+    /// Whether a repair waits and may go: with the window full too if its frame is not above all that are in flight, or these might
+    /// wait for each other's ends.
+    fn may_repair(&self, window: usize) -> bool {
+        let last = self.in_flight.last_key_value().map(|(frame, _)| frame);
+        let first = self.unicast_repairs.first();
+        first
+            .is_some_and(|(first, _)| self.in_flight_bytes < window || last.is_some_and(|last| first <= last))
     }
 
     fn settle(&mut self, frame: u64) {

@@ -168,7 +168,7 @@ impl Sender {
             repair.unicast_at = now;
         }
         for target in targets_of(by_unicast) {
-            self.target(target).unicast_repairs.push_back((number, index));
+            self.target(target).unicast_repairs.insert((number, index));
         }
     }
 }

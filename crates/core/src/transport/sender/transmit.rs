@@ -182,7 +182,7 @@ impl Sender {
         repair.unicast |= waiting;
         repair.unicast_queued |= waiting;
         for target in targets_of(waiting) {
-            self.target(target).unicast_repairs.push_back((number, index));
+            self.target(target).unicast_repairs.insert((number, index));
         }
     }
 
@@ -230,20 +230,21 @@ impl Sender {
 
     /// Whether a frame or a repair waits for TCP and its window has room.
     pub(super) fn may_go_on(&self, target: &Target) -> bool {
-        let waits = !target.unicast_repairs.is_empty() || !target.unicast.is_empty();
-        waits && target.in_flight_bytes < self.config.unicast_window_bytes
+        let window = self.config.unicast_window_bytes;
+        target.may_repair(window) || (!target.unicast.is_empty() && target.in_flight_bytes < window)
     }
 
     fn next_unicast_repair(&mut self, now: Time, number: u16) -> Option<Transmit> {
+        let window = self.config.unicast_window_bytes;
         let target = self.targets.get_mut(&number)?;
-        while let Some((frame, first)) = target.unicast_repairs.pop_front() {
+        while target.may_repair(window) {
+            let (frame, first) = target.unicast_repairs.pop_first()?;
             let open = self.frames.get_mut(&frame).filter(|open| open.waiting & mask_of(number) != 0);
             let Some(open) = open else { continue };
             let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
             let max = max.clamp(1, TRANSMIT_PIECES_MAX) as u16;
             let mut pieces = 1;
-            while pieces < max && target.unicast_repairs.front() == Some(&(frame, first + pieces)) {
-                target.unicast_repairs.pop_front();
+            while pieces < max && target.unicast_repairs.remove(&(frame, first + pieces)) {
                 pieces += 1;
             }
             for index in first..first + pieces {
@@ -260,7 +261,7 @@ impl Sender {
     }
 
     fn next_unicast_first(&mut self, now: Time, number: u16) -> Option<Transmit> {
-        let mask = mask_of(number);
+        let (mask, window) = (mask_of(number), self.config.unicast_window_bytes);
         let target = self.targets.get_mut(&number)?;
         while let Some(&frame) = target.unicast.front() {
             let Some(open) = self.frames.get_mut(&frame).filter(|open| open.waiting & mask != 0) else {
@@ -268,6 +269,9 @@ impl Sender {
                 target.first_next = 0;
                 continue;
             };
+            if target.in_flight_bytes >= window {
+                return None;
+            }
             let first = target.first_next;
             let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
             let pieces = (max.clamp(1, TRANSMIT_PIECES_MAX) as u16).min(open.count - first);
