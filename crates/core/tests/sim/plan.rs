@@ -30,6 +30,8 @@ pub struct Plan {
     pub incoming_dies: Option<(Duration, u16)>,
     /// A target falls behind: it leaves the scatter while frames are on their way to it.
     pub falls_behind: Option<(Duration, u16)>,
+    /// Until then its queue is that long, so that frames reach it after it has left.
+    pub queue: Duration,
     /// A VM's incoming QEMU takes this long to start, and when the others wait for it no longer.
     pub slow_twin: Option<(u16, Duration)>,
     pub wait_no_longer: Option<Duration>,
@@ -44,7 +46,7 @@ impl Plan {
         let vms = 1 + rng.below(6) as u16;
         let moment = |rng: &mut Rng| Duration::from_micros(rng.below(1_500_000));
         let faulty = rng.one_in(2);
-        Plan {
+        let mut plan = Plan {
             targets,
             vms,
             loss_per_mille: if rng.one_in(3) { 0 } else { rng.below(300) },
@@ -67,7 +69,12 @@ impl Plan {
             dirty_rates: (0..vms).map(|_| rng.below(12) as usize).collect(),
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
+            queue: Duration::ZERO,
+        };
+        if let Some((at, _)) = plan.falls_behind.filter(|_| rng.one_in(2)) {
+            plan.queue = at;
         }
+        plan
     }
 
     /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.
@@ -88,6 +95,7 @@ impl Plan {
             cancel: None,
             incoming_dies: None,
             falls_behind: None,
+            queue: Duration::ZERO,
             slow_twin: None,
             wait_no_longer: None,
             dirty_rates: vec![0; usize::from(vms)],
