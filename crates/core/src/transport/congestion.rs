@@ -250,19 +250,34 @@ impl WorstMember {
 
     /// What the worst member takes, of all that the rate follows.
     fn base(&self) -> Option<u64> {
-        let apart = match self.phase {
+        let not_followed = [self.apart(), self.behind.map(|behind| behind.target)];
+        self.least_base(|target| !not_followed.contains(&Some(target)))
+    }
+
+    /// The least base of those that count.
+    fn least_base(&self, counts: impl Fn(u16) -> bool) -> Option<u64> {
+        let members = self.members.iter().filter(|(target, _)| counts(**target));
+        members.filter_map(|(_, member)| member.base()).min()
+    }
+
+    /// The one member that has reached its limit before the start is over.
+    fn apart(&self) -> Option<u16> {
+        match self.phase {
             Phase::Startup { apart } => apart,
             Phase::Cycle { .. } => None,
-        };
-        let behind = self.behind.map(|behind| behind.target);
-        let members = self.members.iter().filter(|(target, _)| ![apart, behind].contains(&Some(**target)));
-        members.filter_map(|(_, member)| member.base()).min()
+        }
+    }
+
+    /// If it was this one, none is.
+    fn end_apart(&mut self, target: u16) {
+        if self.apart() == Some(target) {
+            self.phase = Phase::Startup { apart: None };
+        }
     }
 
     /// Looks whether a sample shows its member far behind all others. Its base will not tell for some time.
     fn look_behind(&mut self, now: Time, target: u16, sample: &Sample) {
-        let others = self.members.iter().filter(|(other, _)| **other != target);
-        let others = others.filter_map(|(_, member)| member.base()).min();
+        let others = self.least_base(|other| other != target);
         let before = self.behind.filter(|behind| behind.target == target);
         if others.is_none_or(|others| sample.rate > others / LAGGARD_RATIO) {
             if before.is_some() {
@@ -271,10 +286,9 @@ impl WorstMember {
             return;
         }
         let shows = !sample.starved && sample.loss > STARTUP_LOSS;
-        let is_apart = matches!(self.phase, Phase::Startup { apart } if apart == Some(target));
         let mut behind = match before {
             Some(behind) => behind,
-            None if shows || is_apart => Behind { target, since: now, samples: 0 },
+            None if shows || self.apart() == Some(target) => Behind { target, since: now, samples: 0 },
             None => return,
         };
         behind.samples += u32::from(shows);
@@ -308,10 +322,10 @@ impl WorstMember {
         let base = member.base().unwrap_or(0);
         if base as f64 > member.grown as f64 * GROWTH {
             (member.grown, member.stalls) = (base, 0);
-            if let Phase::Startup { apart } = &mut self.phase {
-                *apart = apart.filter(|apart| *apart != target);
-            }
-        } else if !sample.starved && followed as f64 * STARTUP_GAIN > base as f64 * GROWTH {
+            self.end_apart(target);
+            return is_lost;
+        }
+        if !sample.starved && followed as f64 * STARTUP_GAIN > base as f64 * GROWTH {
             // Also where the host is what limits the rate.
             member.stalls += 1;
         }
@@ -341,9 +355,9 @@ impl CongestionControl for WorstMember {
         let is_lost = congested == Congestion::Loss;
         self.look_behind(now, target, sample);
         if is_startup && self.is_at_limit(target, sample, is_lost) {
-            match &mut self.phase {
-                Phase::Startup { apart: apart @ None } if self.members.len() > 1 => *apart = Some(target),
-                Phase::Startup { apart } if *apart == Some(target) => {}
+            match self.apart() {
+                None if self.members.len() > 1 => self.phase = Phase::Startup { apart: Some(target) },
+                Some(apart) if apart == target => {}
                 _ => self.end_startup(now),
             }
         }
@@ -352,9 +366,7 @@ impl CongestionControl for WorstMember {
     fn remove(&mut self, target: u16) {
         self.members.remove(&target);
         self.behind = self.behind.filter(|behind| behind.target != target);
-        if let Phase::Startup { apart } = &mut self.phase {
-            *apart = apart.filter(|apart| *apart != target);
-        }
+        self.end_apart(target);
     }
 
     fn laggard(&self) -> Option<(u16, Time)> {

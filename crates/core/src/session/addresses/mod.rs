@@ -223,14 +223,7 @@ impl Addresses {
     /// for others does not fill its link.
     pub fn remove_target(&mut self, target: u16) {
         self.gone = union(self.gone, single(target));
-        for address in &mut self.addresses {
-            let set = address.set_of(target);
-            address.forget(target);
-            if let Some(set) = set {
-                self.leaves += 1;
-                self.actions.push_back(AddressAction::Send { target, message: Message::Leave { set } });
-            }
-        }
+        self.leave_where(target, |address| address.set_of(target));
     }
 
     /// Starts what has become possible. Each set must have been added to `sender`, which learns who is to be served
@@ -253,16 +246,23 @@ impl Addresses {
 
     /// The target is waited for nowhere any more, and is not asked to join again.
     fn give_up(&mut self, target: u16, error: Option<String>) {
-        for address in &mut self.addresses {
+        self.leave_where(target, |address| {
             let preparing = address.preparing.as_ref().filter(|set| contains(set.waiting(), target));
-            let Some(set) = preparing.map(|preparing| preparing.set.number) else { continue };
-            address.forget(target);
-            self.leaves += 1;
-            self.actions.push_back(AddressAction::Send { target, message: Message::Leave { set } });
-        }
+            preparing.map(|preparing| preparing.set.number)
+        });
         if !contains(self.unreached, target) && !contains(self.gone, target) {
             self.unreached = union(self.unreached, single(target));
             self.actions.push_back(AddressAction::Unreached { target, error });
+        }
+    }
+
+    /// The target leaves each address for which `set_of` names a set that it has joined there.
+    fn leave_where(&mut self, target: u16, set_of: impl Fn(&Address) -> Option<u16>) {
+        for address in &mut self.addresses {
+            let Some(set) = set_of(address) else { continue };
+            address.forget(target);
+            self.leaves += 1;
+            self.actions.push_back(AddressAction::Send { target, message: Message::Leave { set } });
         }
     }
 

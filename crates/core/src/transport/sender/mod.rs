@@ -459,14 +459,16 @@ impl Sender {
     fn tick(&mut self, now: Time) {
         self.rate = self.congestion.rate(now);
         let laggard = self.congestion.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target);
-        let mut expelled = Vec::from_iter(laggard.map(|target| (target, Expulsion::Laggard)));
+        let mut expelled = Vec::new();
         for (number, target) in &mut self.targets {
             if target.announce_at.is_some_and(|at| now >= at) || target.announce.len() >= ANNOUNCE_SPANS_MAX {
                 let spans = std::mem::take(&mut target.announce);
                 target.announce_at = None;
                 self.events.push_back(SenderEvent::Announce { target: *number, spans });
             }
-            if target.given_up_at().is_some_and(|at| now >= at) && laggard != Some(*number) {
+            if laggard == Some(*number) {
+                expelled.push((*number, Expulsion::Laggard));
+            } else if target.given_up_at().is_some_and(|at| now >= at) {
                 expelled.push((*number, Expulsion::Silent));
             }
         }

@@ -3,7 +3,7 @@
 use super::{Sender, SenderEvent};
 use crate::limits::MULTICAST_REPAIR_ROUNDS_MAX;
 use crate::time::Time;
-use crate::transport::{REPAIR_COLLECT, TransportError, mask_of, targets_of};
+use crate::transport::{REPAIR_COLLECT, TargetMask, TransportError, mask_of, targets_of};
 use crate::wire::control::{FrameGap, Report};
 
 impl Sender {
@@ -162,12 +162,17 @@ impl Sender {
         } else {
             missing
         };
-        if by_unicast != 0 {
-            repair.unicast |= by_unicast;
-            repair.unicast_queued |= by_unicast;
-            repair.unicast_at = now;
-        }
-        for target in targets_of(by_unicast) {
+        self.repair_over_tcp(number, index, by_unicast, now);
+    }
+
+    /// Queues a piece for each of these targets, by TCP.
+    pub(super) fn repair_over_tcp(&mut self, number: u64, index: u16, targets: TargetMask, now: Time) {
+        let Some(open) = self.frames.get_mut(&number).filter(|_| targets != 0) else { return };
+        let repair = open.repair.entry(index).or_default();
+        repair.unicast |= targets;
+        repair.unicast_queued |= targets;
+        repair.unicast_at = now;
+        for target in targets_of(targets) {
             self.target(target).unicast_repairs.insert((number, index));
         }
     }

@@ -176,14 +176,9 @@ impl Sender {
     /// A repair that was to go by multicast goes over TCP: nothing is known any more of who has missed it.
     fn repair_at_all(&mut self, number: u64, index: u16, now: Time) {
         let Some(open) = self.frames.get_mut(&number) else { return };
+        open.repair.entry(index).or_default().queued = false;
         let waiting = open.multicast_waiting();
-        let repair = open.repair.entry(index).or_default();
-        (repair.queued, repair.unicast_at) = (false, now);
-        repair.unicast |= waiting;
-        repair.unicast_queued |= waiting;
-        for target in targets_of(waiting) {
-            self.target(target).unicast_repairs.insert((number, index));
-        }
+        self.repair_over_tcp(number, index, waiting, now);
     }
 
     /// Numbers these pieces' datagrams and pays for them.
