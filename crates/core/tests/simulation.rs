@@ -16,6 +16,7 @@ fn run_seeds(seeds: impl Iterator<Item = u64>) -> Tally {
         total.stayed += tally.stayed;
         total.in_doubt += tally.in_doubt;
         total.late += tally.late;
+        total.passed_on += tally.passed_on;
         total.withheld += tally.withheld;
         total.sent += tally.sent;
     }
@@ -39,7 +40,7 @@ fn seeded_sessions_hold_the_rules() {
         // A simulation in which nothing moves, or nothing is withheld, would show nothing.
         assert!(total.moved > total.stayed && total.stayed > 0, "{total:?}");
         assert!(total.withheld > total.sent / 4, "{total:?}");
-        assert!(total.late > 0, "{total:?}");
+        assert!(total.late > 0 && total.passed_on > 0, "{total:?}");
     }
 }
 
@@ -84,6 +85,22 @@ fn shared_contents_leave_once_for_their_set() {
     assert_eq!(tally.moved, 3);
     let delivered: u64 = at.iter().sum();
     assert!(delivered > tally.datagrams * 2, "{delivered} arrivals of {} datagrams", tally.datagrams);
+}
+
+/// Without multicast no datagram leaves, and what is shared is passed on: as much is withheld as with it, and about as little
+/// leaves the source.
+#[test]
+fn shared_contents_are_passed_on_without_multicast() {
+    let by_multicast = World::with_plan(Plan::quiet(3, 6), Rng::new(5)).run();
+    let mut plan = Plan::quiet(3, 6);
+    plan.relay = true;
+    let tally = World::with_plan(plan, Rng::new(5)).run();
+    assert_eq!((tally.moved, tally.datagrams, tally.changes), (6, 0, 0));
+    assert_eq!((tally.withheld, tally.sent), (by_multicast.withheld, by_multicast.sent));
+    assert!(tally.passed_on > 0 && tally.source_tcp > 0);
+    let share = tally.source_tcp as f64 / (by_multicast.source_tcp + by_multicast.multicast_bytes) as f64;
+    println!("{share:.3} of what leaves the source with multicast");
+    assert!(share < 1.03, "{share}: {tally:?}");
 }
 
 /// Where nothing goes wrong, targets join and leave as planned, and more addresses than one need no more than that each

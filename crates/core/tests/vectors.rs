@@ -2,6 +2,7 @@
 //! one writes, and it reads them. A change here is a change of the wire, and needs a new version.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use vmscatter_core::page::{DigestKey, Mac, MacKey, PAGE_SIZE, PageAddr, VmDigest};
 use vmscatter_core::wire::control::{
@@ -11,6 +12,7 @@ use vmscatter_core::wire::control::{
 use vmscatter_core::wire::frame::{Compression, Decoder, Encoder, StreamFrameBuilder, StreamItem};
 use vmscatter_core::wire::hardware::{CpuidWord, Device, Hardware};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, open_piece, seal_piece, session_tag};
+use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, OpenKey, SealKey};
 
 const SESSION: [u8; 16] = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 9, 10, 11, 12, 13, 14, 15, 16];
@@ -82,6 +84,16 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("granted", Message::Granted),
         ("joined", Message::Joined { set: 300, error: None }),
         ("heard", Message::Heard { set: 300 }),
+        (
+            "hop",
+            Message::Hop {
+                target: 2,
+                addr: SocketAddr::from(([192, 0, 2, 7], 7941)),
+                hello: vec![1, 4, 255],
+            },
+        ),
+        ("hopped", Message::Hopped { target: 2, error: None }),
+        ("hop-lost", Message::Hopped { target: 2, error: Some("connection reset".into()) }),
         ("prepared", Message::Prepared { vm: 1 }),
         ("report", Message::Report(report)),
         ("written", Message::Written { vm: 1, next: 12 }),
@@ -137,6 +149,10 @@ fn written() -> BTreeMap<String, Vec<u8>> {
     all.insert("piece/stream".to_owned(), piece(PieceKind::Stream, Channel::unicast(1), 4, 1));
     all.insert("piece/probe".to_owned(), piece(PieceKind::Probe, Channel::PROBE, 0, 1));
     all.insert("piece/data-hello".to_owned(), piece(PieceKind::DataHello, Channel::unicast(1), 0, 1));
+    all.insert(
+        "piece/relay".to_owned(),
+        relay::wrap(&[2, 300], &piece(PieceKind::Scatter, Channel::RELAY, 0, 3)),
+    );
     let mac = MacKey::new(&[1; 16]).mac(&page());
     all.insert("mac/counting-page".to_owned(), mac.0.to_vec());
     let term = DigestKey::new(&[2; 16]).term(3, 70_000, Mac(mac.0));
@@ -176,10 +192,19 @@ fn bytes_are_those_of_the_documented_vectors() {
         ("scatter", Channel::MULTICAST),
         ("stream", Channel::unicast(1)),
         ("probe", Channel::PROBE),
+        ("relay", Channel::RELAY),
         ("data-hello", Channel::unicast(1)),
     ] {
         let mut bytes = unhex(documented[&*format!("piece/{name}")]);
-        let (header, payload) = open_piece(&mut OpenKey::new(&KEY, &[channel]), &mut bytes).unwrap();
+        let piece = match relay::unwrap(&mut bytes) {
+            Some(envelope) => {
+                assert_eq!((name, &*envelope.hops), ("relay", &[2, 300][..]));
+                envelope.piece.to_vec()
+            }
+            None => bytes,
+        };
+        let mut piece = piece;
+        let (header, payload) = open_piece(&mut OpenKey::new(&KEY, &[channel]), &mut piece).unwrap();
         assert_eq!(
             (header.frame, header.set, header.number, &*payload),
             (77, 300, 0, &b"sixteen bytes ok"[..])

@@ -8,10 +8,11 @@ use vmscatter_core::limits::RECEIVER_BYTES_MAX;
 use vmscatter_core::page::{DigestKey, MacKey, PAGE_SIZE, VmDigest};
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::session::{
-    AddressSet, Addresses, SessionKeys, SourceAction, SourceSession, SourceVm, TargetAction, TargetSession,
+    AddressAction, AddressSet, Addresses, Hops, SessionKeys, SourceAction, SourceSession, SourceVm,
+    TargetAction, TargetSession,
 };
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Sender, SenderConfig};
+use vmscatter_core::transport::{Sender, SenderConfig, SenderEvent};
 use vmscatter_core::wire::control::{BlockSpec, Envelope, Message};
 
 use crate::input::Input;
@@ -95,6 +96,14 @@ impl TargetWorld {
                     assert!(Envelope { session: [0; 16], message }.encode().is_ok(), "it can't be said");
                 }
                 TargetAction::Join { set, .. } => self.session.joined(set, None),
+                TargetAction::Connect { target, .. } => {
+                    let error = (target % 2 == 1).then(|| "connection refused".to_owned());
+                    self.session.hop_opened(target, error);
+                }
+                TargetAction::PassOn { target, .. } => {
+                    assert!(target % 2 == 0, "over a hop that is not open");
+                    self.session.hop_lost(target, "reset".to_owned());
+                }
                 TargetAction::Start(spec) => self.session.prepared(spec.vm),
                 TargetAction::Write { vm, output } => {
                     let (bytes, next) = (output.bytes.len(), output.stream_next);
@@ -137,6 +146,7 @@ pub fn source_session(data: &[u8]) {
         runs: BTreeSet::new(),
     };
     let mut addresses = Addresses::new([sets]);
+    let mut hops = Hops::new(members, [members]);
     let (mut now, mut left, mut pushed) = (Time::ZERO, BTreeSet::new(), 0);
     let mut input = Input(data);
     while !input.is_empty() {
@@ -157,11 +167,16 @@ pub fn source_session(data: &[u8]) {
                         addresses.heard(target, set);
                         true
                     }
+                    Message::Hopped { target: to, error } => {
+                        hops.answered(target, to, error.is_none(), &mut sender);
+                        true
+                    }
                     message => world.message(target, message),
                 };
                 if !taken && left.insert(target) {
                     sender.remove_target(target, now);
                     addresses.remove_target(target);
+                    hops.remove_target(target);
                     world.session.target_lost(target, "what it says");
                 }
             }
@@ -175,14 +190,24 @@ pub fn source_session(data: &[u8]) {
             _ => world.local(input.byte()),
         }
         addresses.advance(now, &mut sender);
-        while addresses.poll_action().is_some() {}
+        while let Some(action) = addresses.poll_action() {
+            if let AddressAction::Unreached { target, .. } = action {
+                hops.unreached(now, target);
+            }
+        }
+        while hops.poll_ask().is_some() {}
+        hops.advance(now, &mut sender);
         for step in 0.. {
             assert!(step < ACTIONS_MAX, "it sends without end");
             if sender.poll_transmit(now).is_none() {
                 break;
             }
         }
-        while sender.poll_event().is_some() {}
+        while let Some(event) = sender.poll_event() {
+            if let SenderEvent::Unheard { target } = event {
+                addresses.unheard(target);
+            }
+        }
         world.act();
     }
 }

@@ -51,7 +51,9 @@ pub fn end_to_end(mut settings: Settings, modes: &[Mode]) -> Result<Vec<String>>
     let assets = Assets::prepare()?;
     let mut wrong = Vec::new();
     for &mode in modes {
-        for damaged in [false, true] {
+        // What finds a flipped bit is the same with and without multicast.
+        let damages = if mode == Mode::Relay { &[false][..] } else { &[false, true] };
+        for &damaged in damages {
             settings.compare_ram = !damaged;
             let damage = Damage { guest: "vm1".to_owned(), page: assets.sample_page()? };
             settings.damage = damaged.then_some(damage);

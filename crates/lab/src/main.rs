@@ -73,7 +73,7 @@ struct DemoArguments {
     /// Rate of every link, in tc's notation
     #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
     rate: String,
-    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
+    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm, relay
     #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
     modes: Vec<Mode>,
     /// What each guest rewrites, KiB per second
@@ -98,8 +98,8 @@ struct DemoArguments {
 
 #[derive(clap::Args)]
 struct EndToEndArguments {
-    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm
-    #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm")]
+    /// Modes: off-the-shelf, off-the-shelf-multifd-zstd, scatter, scatter+cm, relay
+    #[arg(long, value_delimiter = ',', default_value = "off-the-shelf,scatter,scatter+cm,relay")]
     modes: Vec<Mode>,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
@@ -123,7 +123,7 @@ struct PredictArguments {
     /// Rate of every link, in tc's notation
     #[arg(long, default_value = "1gbit", value_parser = parse_rate)]
     rate: String,
-    /// Modes: scatter, scatter+cm
+    /// Modes: scatter, scatter+cm, relay
     #[arg(long, value_delimiter = ',', default_value = "scatter,scatter+cm")]
     modes: Vec<Mode>,
     /// Keep plan and migration to this rate, as `vmscatter --bandwidth` has it

@@ -77,6 +77,8 @@ struct Outcome {
 #[derive(Debug, Deserialize)]
 struct ScatterOutcome {
     distinct_nonzero_bytes: u64,
+    multicast_bytes: u64,
+    relay_bytes: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -261,6 +263,11 @@ impl Agents {
             let logs = session.lab.hosts().map(last_of_log);
             error.context(format!("the agents' last words:\n{}", logs.collect::<String>()))
         })?;
+        let ScatterOutcome { multicast_bytes, relay_bytes, .. } = outcome.scatter;
+        ensure!(
+            mode != Mode::Relay || (multicast_bytes == 0 && relay_bytes > 0),
+            "{multicast_bytes} bytes went by multicast, {relay_bytes} were passed on"
+        );
         let arrivals = session.guests.iter().zip(watched);
         let arrivals = arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect();
         Ok((arrivals, outcome.scatter.distinct_nonzero_bytes))
@@ -348,7 +355,8 @@ impl Agents {
 
     fn migrate_command(&self, session: &Session, mode: Mode, settings: &Settings) -> Result<Command> {
         let mut command = self.command(session, settings)?;
-        command.args(["--compress", mode.compress(), "--json"]).args(&self.options);
+        command.args(["--compress", mode.compress(), "--transport", mode.transport(), "--json"]);
+        command.args(&self.options);
         Ok(command)
     }
 }

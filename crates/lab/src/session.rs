@@ -33,10 +33,13 @@ pub enum Mode {
     Scatter,
     /// vmscatter, frames compressed with zstd.
     ScatterCm,
+    /// vmscatter, without multicast: targets pass frames on.
+    Relay,
 }
 
 impl Mode {
-    const ALL: [Self; 4] = [Self::OffTheShelf, Self::OffTheShelfMultifdZstd, Self::Scatter, Self::ScatterCm];
+    const ALL: [Self; 5] =
+        [Self::OffTheShelf, Self::OffTheShelfMultifdZstd, Self::Scatter, Self::ScatterCm, Self::Relay];
 
     /// Its name in options, table and JSON.
     pub fn name(self) -> &'static str {
@@ -45,6 +48,7 @@ impl Mode {
             Self::OffTheShelfMultifdZstd => "off-the-shelf-multifd-zstd",
             Self::Scatter => "scatter",
             Self::ScatterCm => "scatter+cm",
+            Self::Relay => "relay",
         }
     }
 
@@ -53,9 +57,14 @@ impl Mode {
         if self == Self::ScatterCm { "zstd" } else { "none" }
     }
 
+    /// What it is for `--transport`.
+    pub(crate) fn transport(self) -> &'static str {
+        if self == Self::Relay { "relay" } else { "auto" }
+    }
+
     /// Whether the vmscatter program is needed.
     pub fn needs_vmscatter(self) -> bool {
-        matches!(self, Self::Scatter | Self::ScatterCm)
+        matches!(self, Self::Scatter | Self::ScatterCm | Self::Relay)
     }
 }
 

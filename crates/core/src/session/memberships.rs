@@ -33,7 +33,7 @@ impl Memberships {
         }
         let own = Channel::unicast(receiver.target());
         for grant in grants {
-            let key = OpenKey::new(&grant.key, &[Channel::MULTICAST, Channel::PROBE, own]);
+            let key = OpenKey::new(&grant.key, &[Channel::MULTICAST, Channel::PROBE, Channel::RELAY, own]);
             receiver.add_set(grant.set, key);
             self.groups.insert(grant.set, grant.group);
         }

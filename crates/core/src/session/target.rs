@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 
 use super::memberships::Memberships;
+use super::relaying::Relaying;
 use super::sabotage::{Rule, broken};
 use super::target_vm::{Output, TargetVm};
 use super::{SessionKeys, check_blocks};
@@ -18,9 +19,10 @@ use crate::journal::TargetStep;
 use crate::limits::SESSION_VMS_MAX;
 use crate::page::VmDigest;
 use crate::time::Time;
-use crate::transport::{Outcome, Receiver};
+use crate::transport::{DropReason, Outcome, Receiver};
 use crate::wire::control::{Message, VmSpec};
 use crate::wire::frame::Decoder;
+use crate::wire::relay::{self, Envelope};
 
 /// What the driver at a target has to do.
 #[derive(Debug)]
@@ -38,6 +40,23 @@ pub enum TargetAction {
     Leave {
         /// The group.
         group: SocketAddr,
+    },
+    /// Connect to another target's data port, send it this sealed piece, then call [`TargetSession::hop_opened`].
+    Connect {
+        /// The other target.
+        target: u16,
+        /// Where.
+        addr: SocketAddr,
+        /// The first piece.
+        hello: Vec<u8>,
+    },
+    /// Send this over the connection to another target; if it is broken, call [`TargetSession::hop_lost`]. Never waits: what is
+    /// under way to one target is bounded by its source.
+    PassOn {
+        /// The other target.
+        target: u16,
+        /// A sealed piece, maybe in an envelope.
+        bytes: Vec<u8>,
     },
     /// Start the VM's incoming QEMU, paused, then call [`TargetSession::prepared`] or [`TargetSession::failed`].
     Start(VmSpec),
@@ -120,6 +139,7 @@ pub struct TargetSession {
     decoder: Decoder,
     actions: VecDeque<TargetAction>,
     memberships: Memberships,
+    relaying: Relaying,
     finished: bool,
 }
 
@@ -135,6 +155,7 @@ impl TargetSession {
             decoder: Decoder::new(),
             actions: VecDeque::new(),
             memberships: Memberships::default(),
+            relaying: Relaying::default(),
             finished: false,
         }
     }
@@ -171,6 +192,9 @@ impl TargetSession {
             }
             Message::Join { set } => self.actions.push_back(self.memberships.join(set)?),
             Message::Leave { set } => self.actions.extend(self.memberships.leave(set)?),
+            Message::Hop { target, addr, hello } => {
+                self.actions.push_back(self.relaying.open(target, addr, hello)?);
+            }
             Message::Prepare(spec) => self.prepare(spec)?,
             Message::Sent(spans) => self.receiver.on_sent(now, &spans),
             Message::CloseScatter { vm } => self.close_scatter(now, vm),
@@ -227,6 +251,16 @@ impl TargetSession {
         self.actions.push_back(self.memberships.joined(set, error));
     }
 
+    /// The driver has connected to another target, or can't.
+    pub fn hop_opened(&mut self, target: u16, error: Option<String>) {
+        self.actions.extend(self.relaying.opened(target, error));
+    }
+
+    /// The connection to another target has broken.
+    pub fn hop_lost(&mut self, target: u16, error: String) {
+        self.actions.extend(self.relaying.lost(target, error));
+    }
+
     /// The receiver, for what the driver asks of it.
     pub fn receiver(&mut self) -> &mut Receiver {
         &mut self.receiver
@@ -280,14 +314,17 @@ impl TargetSession {
         }
     }
 
-    /// A datagram, or a piece from the data connection.
+    /// A datagram, or a piece from a data connection, maybe in an envelope.
     pub fn piece(&mut self, now: Time, piece: &mut [u8]) {
-        match self.receiver.on_piece(now, piece) {
-            Outcome::Stream { vm, seq, payload } => {
-                let body = payload.to_vec();
-                self.stream_frame(vm, seq, body);
+        match relay::unwrap(piece) {
+            Some(Envelope { hops, piece }) => {
+                // It is opened in place, and goes on as it came.
+                let sealed = piece.to_vec();
+                if self.open_piece(now, piece) {
+                    self.actions.extend(self.relaying.pass_on(&hops, &sealed));
+                }
             }
-            Outcome::Taken | Outcome::Dropped(_) => {}
+            None => drop(self.open_piece(now, piece)),
         }
         while let Some((set, _)) = self.receiver.poll_probe() {
             self.actions.extend(self.memberships.heard(set));
@@ -297,6 +334,19 @@ impl TargetSession {
         }
         self.collect_output();
         self.report(now);
+    }
+
+    /// Takes in what it holds; whether it was genuine, and new.
+    fn open_piece(&mut self, now: Time, piece: &mut [u8]) -> bool {
+        match self.receiver.on_piece(now, piece) {
+            Outcome::Stream { vm, seq, payload } => {
+                let body = payload.to_vec();
+                self.stream_frame(vm, seq, body);
+                true
+            }
+            Outcome::Taken | Outcome::Dropped(DropReason::Inconsistent | DropReason::OverLimit) => true,
+            Outcome::Dropped(_) => false,
+        }
     }
 
     fn stream_frame(&mut self, vm: u16, seq: u64, body: Vec<u8>) {

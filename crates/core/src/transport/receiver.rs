@@ -227,7 +227,7 @@ impl Receiver {
     }
 
     /// Makes the target a member of a set. The key should open [`Channel::MULTICAST`], [`Channel::PROBE`] where probes
-    /// are expected, and the target's own [`Channel::unicast`]. A set that is there already stays as it is.
+    /// are expected, [`Channel::RELAY`], and the target's own [`Channel::unicast`]. A set that is there already stays as it is.
     pub fn add_set(&mut self, set: u16, key: OpenKey) {
         self.sets.entry(set).or_insert(Set { key, reported_below: 0 });
     }

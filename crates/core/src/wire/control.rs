@@ -14,6 +14,8 @@
 //!   ◄─────────────────────────── Joined(set)
 //!   … probes on the set's group …
 //!   ◄──────────────────────────── Heard(set)
+//!   Hop(target) ───────────────────────────►          where multicast does not reach: pass pieces on to it
+//!   ◄────────────────────────── Hopped(target)
 //!   Prepare(vm) ───────────────────────────►          incoming QEMU started, paused
 //!   ◄──────────────────────────── Prepared(vm)
 //!   … frames on the data paths …
@@ -48,6 +50,9 @@ pub const VERSION_MIN: u16 = 2;
 /// The highest.
 pub const VERSION_MAX: u16 = 2;
 
+/// Bit of [`Hello::features`]: passes pieces on to other targets where the source asks for it with [`Message::Hop`].
+pub const FEATURE_RELAY: u64 = 1;
+
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
 
@@ -69,7 +74,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Highest.
     pub version_max: u16,
-    /// Optional abilities, a bit each; none is defined yet, and unknown bits are ignored.
+    /// Optional abilities, a bit each: [`FEATURE_RELAY`]; unknown bits are ignored.
     pub features: u64,
     /// The sender's name, as its certificate has it.
     pub name: String,
@@ -327,6 +332,23 @@ pub enum Message {
         vm: Uuid,
         /// What the sender says of it.
         word: Word,
+    },
+
+    /// Source: connect to another target's data port, to pass pieces on to it.
+    Hop {
+        /// The other target's number.
+        target: u16,
+        /// Where it listens for data connections.
+        addr: SocketAddr,
+        /// The first piece of the connection, sealed by the source for the other target.
+        hello: Vec<u8>,
+    },
+    /// Target: pieces can be passed on to another target, or why they can't, or not any more.
+    Hopped {
+        /// The other target's number.
+        target: u16,
+        /// One line.
+        error: Option<String>,
     },
 }
 

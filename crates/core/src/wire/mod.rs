@@ -4,6 +4,7 @@ pub mod control;
 pub mod frame;
 pub mod hardware;
 pub mod piece;
+pub mod relay;
 pub mod seal;
 mod window;
 

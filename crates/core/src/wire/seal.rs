@@ -36,6 +36,8 @@ impl Channel {
     pub const MULTICAST: Channel = Channel(0);
     /// Probes of reachability to the set's group, so that they leave no holes in the numbers of [`Channel::MULTICAST`].
     pub const PROBE: Channel = Channel(u16::MAX);
+    /// What members pass on to each other over TCP.
+    pub const RELAY: Channel = Channel(u16::MAX - 1);
 
     /// The data connection to one target.
     pub fn unicast(target: u16) -> Channel {

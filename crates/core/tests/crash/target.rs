@@ -131,7 +131,11 @@ impl World {
         let (host, epoch) = (target + 1, self.targets[target].epoch);
         match action {
             TargetAction::Send(message) => self.send(target, false, Wire::Message(message)),
-            TargetAction::Join { .. } | TargetAction::Leave { .. } | TargetAction::Write { .. } => {}
+            TargetAction::Join { .. }
+            | TargetAction::Leave { .. }
+            | TargetAction::Connect { .. }
+            | TargetAction::PassOn { .. }
+            | TargetAction::Write { .. } => {}
             TargetAction::Start(spec) => {
                 let vm = usize::from(spec.vm);
                 let facts = self.facts(vm, false);

@@ -20,6 +20,14 @@ pub struct Plan {
     pub addresses: usize,
     /// Multicast never reaches this target; this one can join no group.
     pub deaf: Option<u16>,
+    /// Multicast is not used: shared frames are passed on from target to target.
+    pub relay: bool,
+    /// Multicast does not reach this target any more from some time on.
+    pub falls_silent: Option<(Duration, u16)>,
+    /// From some time on what the first passes on to the second is lost; whether it notices.
+    pub hop_breaks: Option<(Duration, (u16, u16), bool)>,
+    /// Hops can't be opened from this target.
+    pub hopless: Option<u16>,
     pub refusing: Option<u16>,
     /// Repair window in bytes: small ones make the sender wait.
     pub window_bytes: usize,
@@ -70,11 +78,25 @@ impl Plan {
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
             queue: Duration::ZERO,
+            relay: false,
+            falls_silent: None,
+            hop_breaks: None,
+            hopless: None,
         };
         if let Some((at, _)) = plan.falls_behind.filter(|_| rng.one_in(2)) {
             plan.queue = at;
         }
+        plan.draw_relay(&mut rng.fork());
         plan
+    }
+
+    fn draw_relay(&mut self, rng: &mut Rng) {
+        let moment = |rng: &mut Rng| Duration::from_micros(5_000 + rng.below(200_000));
+        let target = |rng: &mut Rng| rng.below(u64::from(self.targets)) as u16;
+        self.relay = rng.one_in(4);
+        self.falls_silent = rng.one_in(8).then(|| (moment(rng), target(rng)));
+        self.hop_breaks = rng.one_in(3).then(|| (moment(rng), (target(rng), target(rng)), rng.one_in(2)));
+        self.hopless = rng.one_in(8).then(|| target(rng));
     }
 
     /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.
@@ -96,6 +118,10 @@ impl Plan {
             incoming_dies: None,
             falls_behind: None,
             queue: Duration::ZERO,
+            relay: false,
+            falls_silent: None,
+            hop_breaks: None,
+            hopless: None,
             slow_twin: None,
             wait_no_longer: None,
             dirty_rates: vec![0; usize::from(vms)],
@@ -126,6 +152,8 @@ impl Plan {
         if let Some((at, target)) = self.falls_behind {
             faults.push((at, Event::FallsBehind(target)));
         }
+        faults.extend(self.falls_silent.map(|(at, target)| (at, Event::FallsSilent(target))));
+        faults.extend(self.hop_breaks.map(|(at, hop, is_said)| (at, Event::HopBreaks(hop, is_said))));
         faults.extend(self.wait_no_longer.map(|at| (at, Event::WaitNoLonger)));
         faults
     }

@@ -16,6 +16,11 @@ impl Rng {
     }
 
     /// Below `bound`, which is not zero.
+    /// Another of its own, without drawing from this one.
+    pub fn fork(&self) -> Self {
+        Rng::new(self.0 ^ 0x5851_f42d_4c95_7f2d)
+    }
+
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }

@@ -8,17 +8,18 @@ use std::time::Duration;
 use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::journal::SourceStep;
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
-use vmscatter_core::placement::TargetId;
+use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
 use vmscatter_core::session::{
-    AddressAction, AddressSet, Addresses, FrameQueues, RecordCounts, Scatterer, SessionKeys, SourceAction,
-    SourceSession, SourceVm, TargetAction, VmStage,
+    AddressAction, AddressSet, Addresses, FrameQueues, Hops, RecordCounts, Scatterer, SessionKeys,
+    SourceAction, SourceSession, SourceVm, TargetAction, VmStage,
 };
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
 use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
 use vmscatter_core::wire::frame::{Compression, Encoder};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, SealKey};
 
 use super::plan::Plan;
@@ -39,6 +40,7 @@ pub struct Source {
     contents: Contents,
     queues: FrameQueues,
     pub addresses: Addresses,
+    hops: Hops,
     /// Joins and leaves that the order of sets takes if nothing goes wrong.
     pub planned_changes: u64,
     scattering: bool,
@@ -66,6 +68,7 @@ struct Set {
     members: Vec<u16>,
     multicast: SealKey,
     probe: SealKey,
+    relay: SealKey,
     unicast: HashMap<u16, SealKey>,
 }
 
@@ -76,7 +79,8 @@ impl Set {
         let unicast = members.iter().map(|to| (*to, SealKey::new(&key, Channel::unicast(*to)))).collect();
         let (multicast, probe) = (Channel::MULTICAST, Channel::PROBE);
         let (multicast, probe) = (SealKey::new(&key, multicast), SealKey::new(&key, probe));
-        Set { key, group, multicast, probe, unicast, members }
+        let relay = SealKey::new(&key, Channel::RELAY);
+        Set { key, group, multicast, probe, relay, unicast, members }
     }
 }
 
@@ -110,17 +114,23 @@ impl Source {
             let members: Vec<u16> = set.set.members().map(|target| u16::from(target.0)).collect();
             let own = if let [only] = members[..] { Some(own_set(only)) } else { None };
             let number = own.unwrap_or(number as u16);
-            queues.add(number, set.frames(&contents), own.is_none());
+            queues.add(number, set.frames(&contents), own.is_none() && !plan.relay);
             if own.is_none() {
-                sender.add_set(number, &members, true);
+                sender.add_set(number, &members, !plan.relay);
                 let address = order.lists.iter().position(|list| list.contains(&usize::from(number)));
                 let address = address.expect("every set has an address");
                 let group = SocketAddr::from(([239, 0, 0, address as u8], 4000));
-                sets.insert(number, Set::new(number, members, Some(group)));
+                sets.insert(number, Set::new(number, members, (!plan.relay).then_some(group)));
             }
         }
         let served = |at: &usize| AddressSet { number: *at as u16, members: multicast[*at].set };
-        let addresses = Addresses::new(order.lists.iter().map(|list| list.iter().map(served).collect()));
+        let lists = if plan.relay { &[][..] } else { &order.lists[..] };
+        let addresses = Addresses::new(lists.iter().map(|list| list.iter().map(served).collect()));
+        let able = TargetSet((1 << plan.targets) - 1);
+        let mut hops = Hops::new(able, multicast.iter().map(|set| set.set));
+        if plan.relay {
+            hops.without_multicast(Time::ZERO);
+        }
         let vms = qemus
             .iter()
             .enumerate()
@@ -137,6 +147,7 @@ impl Source {
             contents,
             queues,
             addresses,
+            hops,
             planned_changes: order.joins_and_leaves(&loads),
             scattering: false,
             placement,
@@ -218,6 +229,9 @@ impl Source {
             }
             Message::Joined { set, error } => self.addresses.joined(net.now, target, set, error),
             Message::Heard { set } => self.addresses.heard(target, set),
+            Message::Hopped { target: to, error } => {
+                self.hops.answered(target, to, error.is_none(), &mut self.sender);
+            }
             Message::ReturnPath { .. } | Message::Granted | Message::Pong(_) => {}
             message => self.session.message(target, message).expect("an honest target"),
         }
@@ -232,6 +246,11 @@ impl Source {
         self.out_of_scatter.insert(target);
         self.sender.remove_target(target, net.now);
         self.addresses.remove_target(target);
+        self.hops.remove_target(target);
+    }
+
+    pub fn own_set(&self, target: u16) -> u16 {
+        own_set(target)
     }
 
     pub fn journaled(&mut self, vm: u16, step: SourceStep) {
@@ -290,25 +309,30 @@ impl Source {
 
     fn scatter(&mut self, net: &mut Net) {
         self.change_members(net);
-        if self.scattering {
+        self.connect(net);
+        if self.scattering && !self.hops.is_awaited(net.now) {
             self.fill_window();
         }
         while let Some(transmit) = self.sender.poll_transmit(net.now) {
             let set = self.sets.get_mut(&transmit.set).unwrap();
             for (header, payload) in transmit.pieces(SESSION_TAG) {
                 let mut piece = Vec::new();
-                match transmit.path {
+                match &transmit.path {
                     Path::Multicast { set: number } => {
                         seal_piece(&mut set.multicast, &header, payload, &mut piece).unwrap();
                         let group = set.group.expect("it is served by an address");
-                        let progress = self.sender.multicast_progress(number);
+                        let progress = self.sender.multicast_progress(*number);
                         net.assert_joined(group, progress.waiting);
                         net.multicast(group, &piece);
                     }
                     Path::Unicast { target } => {
-                        let key = set.unicast.get_mut(&target).unwrap();
+                        let key = set.unicast.get_mut(target).unwrap();
                         seal_piece(key, &header, payload, &mut piece).unwrap();
-                        net.tcp(target, piece);
+                        net.tcp(*target, piece);
+                    }
+                    Path::Relay { chain } => {
+                        seal_piece(&mut set.relay, &header, payload, &mut piece).unwrap();
+                        net.tcp(chain[0], relay::wrap(&chain[1..], &piece));
                     }
                 }
             }
@@ -320,9 +344,11 @@ impl Source {
                     net.control_to_target(target, Message::Sent(spans))
                 }
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
+                SenderEvent::Unheard { target } => self.addresses.unheard(target),
                 SenderEvent::Expelled { target, .. } => {
                     self.out_of_scatter.insert(target);
                     self.addresses.remove_target(target);
+                    self.hops.remove_target(target);
                 }
             }
         }
@@ -338,8 +364,9 @@ impl Source {
         }
         self.addresses.advance(net.now, &mut self.sender);
         while let Some(action) = self.addresses.poll_action() {
-            if let AddressAction::Send { target, message } = action {
-                net.control_to_target(target, message);
+            match action {
+                AddressAction::Send { target, message } => net.control_to_target(target, message),
+                AddressAction::Unreached { target, .. } => self.hops.unreached(net.now, target),
             }
         }
         for number in self.addresses.probes(net.now) {
@@ -349,6 +376,19 @@ impl Source {
             seal_piece(&mut set.probe, &header, &[0; 16], &mut piece).unwrap();
             net.multicast(set.group.expect("it is served by an address"), &piece);
         }
+    }
+
+    /// Has targets connect to each other, and what waits for that go.
+    fn connect(&mut self, net: &mut Net) {
+        while let Some((from, to)) = self.hops.poll_ask() {
+            let header = PieceHeader::whole(PieceKind::DataHello, own_set(to), SESSION_TAG, 0, 1);
+            let set = self.sets.get_mut(&own_set(to)).expect("every target has its own");
+            let mut hello = Vec::new();
+            seal_piece(set.unicast.get_mut(&to).unwrap(), &header, &[0], &mut hello).unwrap();
+            let addr = SocketAddr::from(([10, 0, 0, to as u8], 7941));
+            net.control_to_target(from, Message::Hop { target: to, addr, hello });
+        }
+        self.hops.advance(net.now, &mut self.sender);
     }
 
     fn fill_window(&mut self) {
@@ -444,6 +484,11 @@ impl Source {
                 net.after(span, Event::Joined(target, set, group));
             }
             TargetAction::Leave { group } => net.leave(target, group),
+            TargetAction::Connect { target: to, hello, .. } => {
+                let span = net.delay();
+                net.after(span, Event::HopOpened(target, to, hello));
+            }
+            TargetAction::PassOn { target: to, bytes } => net.pass_on(target, to, bytes),
             TargetAction::Start(spec) => {
                 qemus.insert(spec.vm, TargetQemu::new(&spec.blocks, &mut net.rng));
                 let slow =

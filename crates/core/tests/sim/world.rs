@@ -44,6 +44,10 @@ pub enum Event {
     Cancel,
     IncomingDies(u16, u16),
     FallsBehind(u16),
+    FallsSilent(u16),
+    HopBreaks((u16, u16), bool),
+    HopOpened(u16, u16, Vec<u8>),
+    HopLost(u16, u16),
     WaitNoLonger,
 }
 
@@ -83,7 +87,10 @@ pub struct Net {
     dead: Vec<bool>,
     /// Who has joined each multicast group; a deaf target gets nothing all the same, and a refusing one can't.
     joined: HashMap<SocketAddr, HashSet<u16>>,
-    deaf: Option<u16>,
+    deaf: HashSet<u16>,
+    hopless: Option<u16>,
+    /// Hops that swallow what they get, and whether the target before them notices.
+    broken: HashMap<(u16, u16), bool>,
     refusing: Option<u16>,
     /// What is multicast to this target, which is going to fall behind, waits so much longer on its way.
     queued: Option<(u16, Duration)>,
@@ -92,6 +99,10 @@ pub struct Net {
     /// Joins and leaves, of all targets.
     pub changes: u64,
     /// Datagrams that left the source, by set.
+    /// Bytes that targets have passed on to each other, that the source has given to TCP, and that it has multicast.
+    passed_on: u64,
+    source_tcp: u64,
+    multicast_bytes: u64,
     pub datagrams_sent: u64,
     pub datagrams_lost: u64,
 }
@@ -124,7 +135,18 @@ impl Net {
     }
 
     pub fn tcp(&mut self, target: u16, piece: Vec<u8>) {
+        self.source_tcp += piece.len() as u64;
         self.ordered((2, target, 0), Event::Piece(target, piece));
+    }
+
+    /// What one target passes on to another.
+    pub fn pass_on(&mut self, from: u16, to: u16, bytes: Vec<u8>) {
+        self.passed_on += bytes.len() as u64;
+        match self.broken.get(&(from, to)) {
+            None => self.ordered((3, from, to), Event::Piece(to, bytes)),
+            Some(true) => self.after(Duration::ZERO, Event::HopLost(from, to)),
+            Some(false) => {}
+        }
     }
 
     fn join(&mut self, target: u16, group: SocketAddr) -> Result<(), String> {
@@ -156,10 +178,11 @@ impl Net {
     pub fn multicast(&mut self, group: SocketAddr, piece: &[u8]) {
         let is_data = PieceHeader::decode(piece).is_ok_and(|header| header.channel == Channel::MULTICAST);
         self.datagrams_sent += u64::from(is_data);
+        self.multicast_bytes += piece.len() as u64;
         let mut members: Vec<u16> = self.joined.get(&group).into_iter().flatten().copied().collect();
         members.sort_unstable();
         for member in &members {
-            if self.deaf == Some(*member) {
+            if self.deaf.contains(member) {
                 continue;
             }
             if self.rng.below(1000) < self.loss_per_mille {
@@ -206,6 +229,10 @@ pub struct Tally {
     /// Records of the VMs whose targets do not fall behind.
     pub withheld: u64,
     pub sent: u64,
+    /// Bytes that targets have passed on to each other, that the source has given to TCP, and that it has multicast.
+    pub passed_on: u64,
+    pub source_tcp: u64,
+    pub multicast_bytes: u64,
     /// Multicast datagrams that left the source.
     pub datagrams: u64,
     /// Joins and leaves of targets, and how many were planned.
@@ -255,11 +282,16 @@ impl World {
             delay_us_max: plan.delay_us_max,
             dead: vec![false; usize::from(plan.targets)],
             joined: HashMap::new(),
-            deaf: plan.deaf,
+            deaf: plan.deaf.into_iter().collect(),
+            hopless: plan.hopless,
+            broken: HashMap::new(),
             refusing: plan.refusing,
             queued: plan.falls_behind.map(|(_, target)| (target, plan.queue)),
             slow_twin: plan.slow_twin,
             changes: 0,
+            passed_on: 0,
+            source_tcp: 0,
+            multicast_bytes: 0,
             datagrams_sent: 0,
             datagrams_lost: 0,
         };
@@ -363,6 +395,23 @@ impl World {
             Event::Kill(target) => self.kill(target),
             Event::LossNoticed(target) => self.source.target_lost(&self.net, target),
             Event::FallsBehind(target) => self.source.falls_behind(&self.net, target),
+            Event::FallsSilent(target) => drop(self.net.deaf.insert(target)),
+            Event::HopBreaks(hop, is_said) => drop(self.net.broken.insert(hop, is_said)),
+            Event::HopOpened(from, to, mut hello) => {
+                // A target that has not been granted its own set yet takes it for a stranger's.
+                let mut is_taken = !self.net.dead[usize::from(to)] && self.net.hopless != Some(from);
+                if is_taken {
+                    let own = self.source.own_set(to);
+                    self.target_event(to, |session, _| {
+                        is_taken = session.receiver().is_hello(&mut hello, own);
+                    });
+                }
+                let error = (!is_taken).then(|| "connection refused".to_owned());
+                self.target_event(from, |session, _| session.hop_opened(to, error));
+            }
+            Event::HopLost(from, to) => {
+                self.target_event(from, |session, _| session.hop_lost(to, "reset".to_owned()));
+            }
             Event::WaitNoLonger => self.tally_late += self.source.session.wait_no_longer().len() as u32,
             Event::Cancel => self.source.session.cancel(),
             Event::IncomingDies(target, vm) => {
@@ -431,6 +480,9 @@ impl World {
 
     fn check_end(self) -> Tally {
         let mut tally = Tally {
+            passed_on: self.net.passed_on,
+            source_tcp: self.net.source_tcp,
+            multicast_bytes: self.net.multicast_bytes,
             datagrams: self.net.datagrams_sent,
             changes: self.net.changes,
             planned_changes: self.source.planned_changes,

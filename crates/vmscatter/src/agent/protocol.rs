@@ -48,6 +48,19 @@ pub enum Compression {
     },
 }
 
+/// How contents that several targets need reach them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// By multicast where it reaches them; the others pass them on to each other.
+    #[default]
+    Auto,
+    /// By multicast, and over TCP from the source to each target that it does not reach.
+    Multicast,
+    /// Over TCP, once from the source, and on from target to target.
+    Relay,
+}
+
 /// A target host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,6 +108,9 @@ pub struct MigrateRequest {
     /// What is done about guests that dirty faster than their streams carry.
     #[serde(default)]
     pub convergence: ConvergenceRequest,
+    /// How contents that several targets need reach them.
+    #[serde(default)]
+    pub transport: Transport,
     /// Multicast groups that target sets share, [`GROUPS_DEFAULT`] unless given.
     #[serde(default)]
     pub groups: Option<usize>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::units;
-use crate::agent::protocol::{Compression, GROUPS_DEFAULT, Pin};
+use crate::agent::protocol::{Compression, GROUPS_DEFAULT, Pin, Transport};
 
 /// Where the agent listens for the command line unless it is told otherwise.
 const SOCKET_DEFAULT: &str = "/run/vmscatter/agent.sock";
@@ -178,6 +178,9 @@ pub(super) struct MigrateOptions {
     pub(super) retry: u32,
     #[command(flatten)]
     pub(super) convergence: ConvergenceOptions,
+    /// How contents that several targets need reach them.
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub(super) transport: Transport,
     /// Multicast groups; sets of targets beyond so many share them, one after the other (up to 64).
     #[arg(long, value_name = "K", default_value_t = GROUPS_DEFAULT)]
     pub(super) groups: usize,

@@ -37,6 +37,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
             deadline_ms: options.convergence.deadline.map(millis),
         },
         groups: Some(options.groups),
+        transport: options.transport,
         unsorted_groups: options.unsorted_groups,
         collect_cpu_percent: options.collect.cpu_percent,
     };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use vmscatter_core::transport::Transmit;
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, KEY_BYTES, SealError, SealKey};
 
 use super::udp::MulticastSender;
@@ -15,6 +16,7 @@ const PROBE_BYTES: usize = 16;
 #[derive(Debug)]
 struct SetKeys {
     group: Option<Group>,
+    relay: SealKey,
     unicast: HashMap<u16, SealKey>,
 }
 
@@ -56,7 +58,8 @@ impl Outlet {
             probes: SealKey::new(key, Channel::PROBE),
         });
         let is_grouped = group.is_some();
-        self.sets.insert(set, SetKeys { group, unicast });
+        let relay = SealKey::new(key, Channel::RELAY);
+        self.sets.insert(set, SetKeys { group, relay, unicast });
         is_grouped
     }
 
@@ -94,6 +97,21 @@ impl Outlet {
             tracing::debug!("multicast: {error}");
         }
         self.sealed.len()
+    }
+
+    /// Seals these pieces for all members of their set, in envelopes for the target from which they go on over `hops`.
+    ///
+    /// # Errors
+    /// [`SealError`]: the key is used up.
+    pub fn seal_relay(&mut self, transmit: &Transmit, hops: &[u16]) -> Result<Vec<Vec<u8>>, SealError> {
+        let Some(set) = self.sets.get_mut(&transmit.set) else { return Ok(Vec::new()) };
+        let mut sealed = Vec::new();
+        let seal = |(header, payload): (PieceHeader, &[u8])| {
+            sealed.clear();
+            seal_piece(&mut set.relay, &header, payload, &mut sealed)?;
+            Ok(relay::wrap(hops, &sealed))
+        };
+        transmit.pieces(self.session_tag).map(seal).collect()
     }
 
     /// Seals these pieces for a target's data connection; `own` seals those of a set that was not added here.

@@ -182,8 +182,10 @@ pub struct ScatterOutcome {
     pub multicast_bytes: u64,
     /// Of these, sent again as they were lost, counted as whole datagrams.
     pub repair_bytes: u64,
-    /// Scattered frames that went by TCP, as sealed.
+    /// Scattered frames that went by TCP to one target, as sealed.
     pub unicast_bytes: u64,
+    /// Scattered frames that went by TCP to one target which passed them on to others, as sealed.
+    pub relay_bytes: u64,
     /// Bytes of contents that are not zero, each counted once, over all guests, when they were collected.
     pub distinct_nonzero_bytes: u64,
     /// Pages by class when they were collected.
@@ -221,6 +223,7 @@ impl ScatterOutcome {
         self.multicast_bytes += other.multicast_bytes;
         self.repair_bytes += other.repair_bytes;
         self.unicast_bytes += other.unicast_bytes;
+        self.relay_bytes += other.relay_bytes;
         self.distinct_nonzero_bytes += other.distinct_nonzero_bytes;
         self.classes.zero += other.classes.zero;
         self.classes.unique += other.classes.unique;

@@ -60,8 +60,12 @@ fn totals(outcome: &MigrateOutcome) -> String {
         pages(sum(|g| g.pages.withheld)),
         pages(sum(|g| g.pages.sent)),
     );
+    let relayed = match scatter.relay_bytes {
+        0 => String::new(),
+        bytes => format!(", passed on by targets {}", DecimalBytes(bytes)),
+    };
     text.push_str(&format!(
-        "multicast {} (repair {}) for {} contents at {} addresses in {} sets; unicast {}\n",
+        "multicast {} (repair {}){relayed} for {} contents at {} addresses in {} sets; unicast {}\n",
         DecimalBytes(scatter.multicast_bytes),
         DecimalBytes(scatter.repair_bytes),
         scatter.contents,

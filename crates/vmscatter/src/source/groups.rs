@@ -19,8 +19,8 @@ pub(super) struct SetLink {
     pub(super) number: u16,
     pub(super) set: TargetSet,
     pub(super) key: [u8; 32],
-    /// The group that serves it.
-    pub(super) group: SocketAddr,
+    /// The group that serves it; none where multicast is not used.
+    pub(super) group: Option<SocketAddr>,
 }
 
 /// All sets of several members and the groups that serve them.
@@ -35,6 +35,14 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    /// The schedule's sets where multicast is not used. Wire numbers begin with `first_number`.
+    pub(super) fn none(schedule: &Schedule, first_number: u16) -> Groups {
+        let link =
+            |(number, plan): (u16, &SetPlan)| SetLink { number, set: plan.set, key: random(), group: None };
+        let sets = (first_number..).zip(schedule.multicast()).map(link).collect();
+        Groups { sets, lists: Vec::new(), planned_changes: 0 }
+    }
+
     /// Divides the schedule's sets over at most `groups_max` groups. Wire numbers begin with `first_number`.
     pub(super) fn new(
         schedule: &Schedule,
@@ -59,7 +67,7 @@ impl Groups {
             number: first_number + at as u16,
             set: load.set,
             key: random(),
-            group: group.expect("every set is in one list"),
+            group: Some(group.expect("every set is in one list")),
         };
         let sets: Vec<SetLink> = loads.iter().enumerate().zip(group_of).map(link).collect();
         let address_set = |at: &usize| AddressSet { number: sets[*at].number, members: sets[*at].set };
@@ -70,7 +78,7 @@ impl Groups {
     /// What a target is a member of.
     pub(super) fn grants(&self, target: u16) -> Vec<SetGrant> {
         let member = |set: &&SetLink| set.set.contains(TargetId(target as u8));
-        let grant = |set: &SetLink| SetGrant { set: set.number, key: set.key, group: Some(set.group) };
+        let grant = |set: &SetLink| SetGrant { set: set.number, key: set.key, group: set.group };
         self.sets.iter().filter(member).map(grant).collect()
     }
 }

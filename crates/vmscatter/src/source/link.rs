@@ -5,18 +5,27 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use vmscatter_core::wire::control::{Message, SetGrant, Uuid};
+use vmscatter_core::wire::control::{FEATURE_RELAY, Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
 use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
 
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::net::data::{DataSender, Priority, RateLimit};
 
+fn seal_hello(key: &mut SealKey, own_set: u16, session_tag: u64) -> Result<Vec<u8>, SealError> {
+    let mut hello = Vec::new();
+    let header = PieceHeader::whole(PieceKind::DataHello, own_set, session_tag, 0, 1);
+    seal_piece(key, &header, &[0], &mut hello)?;
+    Ok(hello)
+}
+
 /// A target, as the source reaches it.
 #[derive(Debug)]
 pub(super) struct TargetLink {
     name: String,
     local_addr: SocketAddr,
+    data_addr: SocketAddr,
+    can_relay: bool,
     mtu: u32,
     own_set: u16,
     session_tag: u64,
@@ -45,9 +54,7 @@ impl TargetLink {
         let addr = SocketAddr::new(peer.addr.ip(), peer.resources.data_port);
         let tag = session_tag(&session);
         let mut key = SealKey::new(&own.key, Channel::unicast(number));
-        let mut first = Vec::new();
-        let header = PieceHeader::whole(PieceKind::DataHello, own.set, tag, 0, 1);
-        seal_piece(&mut key, &header, &[0], &mut first).map_err(std::io::Error::other)?;
+        let first = seal_hello(&mut key, own.set, tag).map_err(std::io::Error::other)?;
         let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first, limit)).await??;
         let (messages, mut queue) = tokio::sync::mpsc::unbounded_channel();
         let sender = control.clone();
@@ -62,6 +69,8 @@ impl TargetLink {
         Ok(Arc::new(TargetLink {
             name: peer.name.clone(),
             local_addr: peer.local_addr,
+            data_addr: addr,
+            can_relay: peer.features & FEATURE_RELAY != 0,
             mtu: peer.resources.mtu,
             own_set: own.set,
             session_tag: tag,
@@ -81,6 +90,25 @@ impl TargetLink {
     /// Our address towards it.
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where it takes data connections.
+    pub(super) fn data_addr(&self) -> SocketAddr {
+        self.data_addr
+    }
+
+    /// Whether it can pass pieces on to other targets.
+    pub(super) fn can_relay(&self) -> bool {
+        self.can_relay
+    }
+
+    /// The first piece of a data connection to it.
+    ///
+    /// # Errors
+    /// [`SealError`]: the key is used up.
+    pub(super) fn hello(&self) -> Result<Vec<u8>, SealError> {
+        let mut key = self.key.lock().unwrap_or_else(|e| e.into_inner());
+        seal_hello(&mut key, self.own_set, self.session_tag)
     }
 
     /// MTU of the interface on which it receives.

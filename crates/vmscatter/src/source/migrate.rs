@@ -30,7 +30,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver};
 use crate::agent::guest_file::format_uuid;
 use crate::agent::jobs::EventSink;
-use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest, Pin};
+use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest, Pin, Transport};
 use crate::net::data::RateLimit;
 use crate::plan::LINK_BYTES_PER_S;
 use crate::random::{random, random_uuid};
@@ -196,7 +196,13 @@ impl Run {
         let groups_max = self.request.groups.unwrap_or(GROUPS_DEFAULT);
         let is_sorted = !self.request.unsorted_groups;
         let multicast = &self.ctx.config.multicast;
-        let groups = Groups::new(&schedule, groups_max, is_sorted, links.len() as u16, multicast);
+        let first_number = links.len() as u16;
+        let groups = match self.request.transport {
+            Transport::Relay => Groups::none(&schedule, first_number),
+            Transport::Multicast | Transport::Auto => {
+                Groups::new(&schedule, groups_max, is_sorted, first_number, multicast)
+            }
+        };
         for (target, link) in (0..).zip(&links) {
             link.send(Message::Grant(groups.grants(target)));
         }
@@ -234,6 +240,7 @@ impl Run {
             streams: vms.iter().map(|vm| vm.stream.clone()).collect(),
             memories: vms.iter().map(|vm| vm.guest.memory.clone()).collect(),
             encoders,
+            transport: self.request.transport,
             bandwidth,
             assumed_bytes_per_s: rate,
             events: to_events.clone(),

@@ -17,13 +17,14 @@ use vmscatter_core::wire::control::{Contact, Message, VmSpec};
 use vmscatter_core::wire::piece::session_tag;
 
 use super::data::{DataConnection, Registration};
+use super::hops::Hops;
 use super::incoming::{self, Incoming, Resumed};
 use super::pipe::Pipe;
 use crate::agent::AgentContext;
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::agent::holds::Moment;
 use crate::agent::journal::Journal;
-use crate::net::data::read_pieces;
+use crate::net::data::{DataSender, read_pieces};
 use crate::net::udp::{GroupReceivers, PieceBatch};
 use crate::recovery::Live;
 
@@ -78,6 +79,11 @@ pub(super) enum Event {
         incoming: Incoming,
         resumed: Resumed,
     },
+    /// The connection to another target.
+    Connected {
+        target: u16,
+        result: Result<DataSender, String>,
+    },
     /// A VM that a test has held may go on.
     Held {
         vm: u16,
@@ -123,6 +129,7 @@ pub(super) struct Actor {
     to_batches: Sender<PieceBatch>,
     data: Registration,
     groups: GroupReceivers,
+    hops: Hops,
     journal: Journal,
     finished: bool,
 }
@@ -145,6 +152,7 @@ impl Actor {
             to_batches,
             data: ctx.data_router.register(tag),
             groups: GroupReceivers::new(),
+            hops: Hops::default(),
             journal: ctx.journal.clone(),
             finished: false,
             ctx,
@@ -232,6 +240,10 @@ impl Actor {
             }
             Event::ReturnPath { vm, bytes } => self.session.return_path(now, vm, &bytes),
             Event::ReturnPathEnded { vm } => self.return_path_ended(vm),
+            Event::Connected { target, result } => {
+                let error = self.hops.opened(target, result);
+                self.session.hop_opened(target, error);
+            }
             Event::Broken { vm, reason } => self.fail(vm, reason),
             Event::Held { vm, then: Then::Write(step) } => {
                 // What had led to the step may not hold any more.
@@ -312,6 +324,16 @@ impl Actor {
                 self.session.joined(set, error);
             }
             TargetAction::Leave { group } => self.leave_group(group),
+            TargetAction::Connect { target, addr, hello } => {
+                if let Err(error) = Hops::connect(target, addr, hello, self.to_events.clone()) {
+                    self.session.hop_opened(target, Some(format!("no thread: {error}")));
+                }
+            }
+            TargetAction::PassOn { target, bytes } => {
+                if let Err(error) = self.hops.pass_on(target, bytes) {
+                    self.session.hop_lost(target, error);
+                }
+            }
             TargetAction::Start(spec) => self.start(spec),
             TargetAction::Write { vm, output } => {
                 if let Some(pipe) = self.vms.get(&vm).and_then(|state| state.pipe.as_ref()) {

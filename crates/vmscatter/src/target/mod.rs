@@ -14,6 +14,7 @@
 
 mod actor;
 pub mod data;
+mod hops;
 pub(crate) mod incoming;
 mod pipe;
 

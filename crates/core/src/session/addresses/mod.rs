@@ -213,6 +213,12 @@ impl Addresses {
         }
     }
 
+    /// Nothing that is multicast reaches the target any more: it leaves its groups, and is not asked to join again.
+    pub fn unheard(&mut self, target: u16) {
+        self.leave_where(target, |address| address.set_of(target));
+        self.give_up(target, None);
+    }
+
     /// No more frames of the set come: all of them have been given to the sender.
     pub fn exhausted(&mut self, set: u16) {
         let sending = self.addresses.iter_mut().filter_map(|address| address.sending.as_mut());

@@ -132,6 +132,7 @@ impl World {
                     let frames = waiting.into_iter().map(|target| (transmit.frame, target));
                     self.open.extend(frames);
                 }
+                Path::Relay { chain } => panic!("no hop is open: {chain:?}"),
                 Path::Unicast { target } => {
                     self.by_unicast.insert((transmit.frame, target));
                     self.open.insert((transmit.frame, target));

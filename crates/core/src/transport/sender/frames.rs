@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::relay::Chain;
 use crate::time::Time;
 use crate::transport::TargetMask;
 
@@ -42,8 +43,12 @@ pub(super) struct OpenFrame {
     pub(super) waiting: TargetMask,
     /// Members that get it over TCP from the start.
     pub(super) by_unicast: TargetMask,
-    /// Those of them that have not been given all of it.
+    /// Those of them that have not been given all of it, or not since it was sent to them anew.
     pub(super) unicast_left: TargetMask,
+    /// The ways by which they get it.
+    pub(super) chains: Vec<Chain>,
+    /// Members that all of it has been sent to, in whatever way: they may speak of it.
+    pub(super) told: TargetMask,
     /// When the last of it was given to TCP.
     pub(super) unicast_at: Time,
     /// Pieces that have left by multicast, the first time; all of them if nobody gets it that way.
@@ -74,6 +79,8 @@ impl OpenFrame {
             waiting,
             by_unicast,
             unicast_left: by_unicast,
+            chains: Vec::new(),
+            told: 0,
             unicast_at: Time::ZERO,
             multicast_next,
             sent,
@@ -86,12 +93,14 @@ impl OpenFrame {
         self.waiting & !self.by_unicast
     }
 
-    /// Whether all of it has been sent to the member.
-    pub(super) fn is_sent_to(&self, target: TargetMask) -> bool {
-        if self.by_unicast & target != 0 {
-            self.unicast_left & target == 0
-        } else {
-            self.multicast_next == self.count
+    /// These members are to get all of it over TCP, whatever has come to them before.
+    pub(super) fn begin_anew(&mut self, members: TargetMask) {
+        self.by_unicast |= members;
+        self.unicast_left |= members;
+        for repair in self.repair.values_mut() {
+            repair.missing &= !members;
+            repair.unicast &= !members;
+            repair.unicast_queued &= !members;
         }
     }
 

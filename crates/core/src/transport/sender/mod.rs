@@ -2,22 +2,23 @@
 
 mod feedback;
 mod frames;
+mod relay;
 mod report;
+mod target;
 mod transmit;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use self::feedback::{History, PathState};
+use self::feedback::History;
 use self::frames::OpenFrame;
+use self::relay::Hops;
+use self::target::Target;
 pub use self::transmit::{Path, Transmit};
 use super::congestion::{CongestionControl, FixedRate, WorstMember};
 use super::pace::TokenBucket;
-use super::{
-    ANNOUNCE_INTERVAL, ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, UNICAST_RETRY,
-    mask_of, targets_of,
-};
-use crate::limits::{REPAIR_WINDOW_BYTES, SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
+use super::{ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of};
+use crate::limits::REPAIR_WINDOW_BYTES;
 use crate::time::Time;
 use crate::wire::control::FrameSpan;
 use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES};
@@ -74,6 +75,12 @@ pub enum SenderEvent {
         /// The frames.
         spans: Vec<FrameSpan>,
     },
+    /// A target that multicast has reached gets nothing any more of what is sent to one of its sets; said once. The caller ends
+    /// it with [`Sender::give_up_multicast`].
+    Unheard {
+        /// The target.
+        target: u16,
+    },
     /// A target is no longer sent to or waited for: it would hold up the others.
     Expelled {
         /// The target.
@@ -100,8 +107,10 @@ pub struct SenderCounters {
     pub multicast_pieces: u64,
     /// Pieces multicast again.
     pub multicast_repairs: u64,
-    /// Pieces of frames that go over TCP from the start.
+    /// Pieces of frames that go over TCP from the start, to one target.
     pub unicast_pieces: u64,
+    /// The same, to the first of several that pass them on.
+    pub relay_pieces: u64,
     /// Pieces repaired over TCP.
     pub unicast_repairs: u64,
     /// Losses that were reported by a target for the first time or anew.
@@ -129,112 +138,6 @@ struct Set {
     next_number: u64,
 }
 
-/// What has gone of a frame over TCP to one target.
-#[derive(Clone, Copy, Debug, Default)]
-struct InFlight {
-    bytes: usize,
-    /// The last transmission of it, counted from one.
-    last: u64,
-}
-
-/// A target.
-#[derive(Debug)]
-struct Target {
-    /// Frames that go to it over TCP from the start; of the first, pieces below `first_next` have gone.
-    unicast: VecDeque<u64>,
-    first_next: u16,
-    /// Pieces to be repaired over TCP, the oldest frame's first.
-    unicast_repairs: BTreeSet<(u64, u16)>,
-    /// Unacknowledged frames of which something has gone over TCP.
-    in_flight: BTreeMap<u64, InFlight>,
-    in_flight_bytes: usize,
-    /// Transmissions over TCP, and how many of them have come to their end: TCP keeps their order.
-    given: u64,
-    arrived: u64,
-    /// Frames sent to it entirely and not acknowledged, and since when.
-    open: BTreeMap<u64, Time>,
-    /// The later of its last acknowledgement and the moment when a frame became open with no other so.
-    heard: Time,
-    announce: Vec<FrameSpan>,
-    announce_at: Option<Time>,
-    path: PathState,
-}
-
-impl Target {
-    fn new(now: Time) -> Self {
-        Target {
-            unicast: VecDeque::new(),
-            first_next: 0,
-            unicast_repairs: BTreeSet::new(),
-            in_flight: BTreeMap::new(),
-            in_flight_bytes: 0,
-            given: 0,
-            arrived: 0,
-            open: BTreeMap::new(),
-            heard: now,
-            announce: Vec::new(),
-            announce_at: None,
-            path: PathState::default(),
-        }
-    }
-
-    /// A frame has been sent to it entirely.
-    fn opened(&mut self, now: Time, frame: u64, set: u16) {
-        if self.open.is_empty() {
-            self.heard = now;
-        }
-        self.open.insert(frame, now);
-        match self.announce.last_mut() {
-            Some(span) if span.set == set && span.last + 1 == frame => span.last = frame,
-            _ => self.announce.push(FrameSpan { set, first: frame, last: frame }),
-        }
-        self.announce_at.get_or_insert(now + ANNOUNCE_INTERVAL);
-    }
-
-    /// When it is waited for no longer, unless it acknowledges something, and the frame that has waited longest, before that.
-    fn given_up_at(&self) -> Option<Time> {
-        // Frames leave in the order of their numbers, or nearly so.
-        let (_, oldest) = self.open.first_key_value()?;
-        Some((self.heard + SCATTER_SILENCE_MAX).min(*oldest + SCATTER_FRAME_MAX))
-    }
-
-    /// Whether a repair waits and may go: with the window full too if its frame is not above all that are in flight, or these might
-    /// wait for each other's ends.
-    fn may_repair(&self, window: usize) -> bool {
-        let last = self.in_flight.last_key_value().map(|(frame, _)| frame);
-        let first = self.unicast_repairs.first();
-        first
-            .is_some_and(|(first, _)| self.in_flight_bytes < window || last.is_some_and(|last| first <= last))
-    }
-
-    fn settle(&mut self, frame: u64) {
-        self.open.remove(&frame);
-        self.arrived = self.arrived.max(self.take_in_flight(frame).last);
-    }
-
-    fn take_in_flight(&mut self, frame: u64) -> InFlight {
-        let in_flight = self.in_flight.remove(&frame).unwrap_or_default();
-        self.in_flight_bytes -= in_flight.bytes;
-        in_flight
-    }
-
-    /// So much of a frame goes over TCP.
-    fn give(&mut self, frame: u64, bytes: usize) {
-        self.given += 1;
-        let in_flight = self.in_flight.entry(frame).or_default();
-        in_flight.bytes += bytes;
-        in_flight.last = self.given;
-        self.in_flight_bytes += bytes;
-    }
-
-    /// Whether what has gone of a frame over TCP, last at `at`, and is missed, was dropped by a receiver without room: something later
-    /// has arrived, or nothing at all for [`UNICAST_RETRY`].
-    fn is_dropped(&self, now: Time, frame: u64, at: Time) -> bool {
-        let last = self.in_flight.get(&frame).map_or(0, |in_flight| in_flight.last);
-        last < self.arrived || now.since(at.max(self.heard)) >= UNICAST_RETRY
-    }
-}
-
 /// Moves frames to target sets.
 #[derive(Debug)]
 pub struct Sender {
@@ -242,6 +145,7 @@ pub struct Sender {
     sets: HashMap<u16, Set>,
     targets: BTreeMap<u16, Target>,
     frames: BTreeMap<u64, OpenFrame>,
+    hops: Hops,
     /// Bytes of their bodies.
     window_bytes: usize,
     newest: Option<u64>,
@@ -284,6 +188,7 @@ impl Sender {
             sets: HashMap::new(),
             targets: BTreeMap::new(),
             frames: BTreeMap::new(),
+            hops: Hops::default(),
             window_bytes: 0,
             newest: None,
             multicast: VecDeque::new(),
@@ -360,6 +265,7 @@ impl Sender {
             }
         }
         settled.into_iter().for_each(|frame| self.forget(frame));
+        self.remove_from_chains(target);
         self.congestion.remove(target);
     }
 
@@ -392,7 +298,7 @@ impl Sender {
             self.events.push_back(SenderEvent::Settled { frame });
             return;
         }
-        let piece = if state.members == state.by_unicast {
+        let piece = if state.members & !state.by_unicast == 0 {
             self.config.unicast_piece_bytes
         } else {
             self.config.datagram_bytes
@@ -402,10 +308,9 @@ impl Sender {
         if open.multicast_waiting() != 0 {
             self.multicast.push_back(frame);
         }
-        for target in targets_of(open.by_unicast) {
-            self.target(target).unicast.push_back(frame);
-        }
+        let by_unicast = open.by_unicast;
         self.frames.insert(frame, open);
+        self.deliver(frame, by_unicast);
     }
 
     /// What has happened, in order.

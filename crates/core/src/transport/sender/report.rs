@@ -26,6 +26,7 @@ impl Sender {
         for (first, last) in &report.written {
             self.acknowledged(target, *first, *last, now)?;
         }
+        self.look_for_silence(target, report, now);
         let state = self.targets.get_mut(&target).expect("checked above");
         if let Some(sample) = state.path.on_report(now, report, &self.history) {
             self.congestion.on_sample(now, target, &sample);
@@ -48,7 +49,7 @@ impl Sender {
         let mut expected = first;
         let mut acked = Vec::new();
         for (number, frame) in open {
-            if *number != expected || frame.waiting & mask == 0 || !frame.is_sent_to(mask) {
+            if *number != expected || frame.waiting & frame.told & mask == 0 {
                 return Err(error);
             }
             expected = expected.wrapping_add(1);
@@ -75,8 +76,7 @@ impl Sender {
     /// Takes note of what the target misses of a frame, as far as it can't be under way.
     fn missing(&mut self, target: u16, gap: &FrameGap, now: Time) -> Result<(), TransportError> {
         let mask = mask_of(target);
-        let open =
-            self.frames.get_mut(&gap.frame).filter(|open| open.waiting & mask != 0 && open.is_sent_to(mask));
+        let open = self.frames.get_mut(&gap.frame).filter(|open| open.waiting & open.told & mask != 0);
         let Some(open) = open else { return Err(TransportError::Gap(gap.frame)) };
         let state = self.targets.get_mut(&target).expect("the caller has looked");
         let (seen, loss_delay) = (state.path.seen_below(open.set), state.path.loss_delay());
@@ -89,6 +89,9 @@ impl Sender {
                 return Err(TransportError::Ranges(gap.frame));
             }
             next = last + 1;
+            if open.unicast_left & mask != 0 {
+                continue;
+            }
             for index in *first..=*last {
                 let repair = open.repair.get(&index).copied().unwrap_or_default();
                 if (repair.missing | repair.unicast_queued) & mask != 0 || repair.queued {
@@ -117,6 +120,7 @@ impl Sender {
         if is_dropped {
             // It occupies the window no longer.
             state.take_in_flight(gap.frame);
+            self.blame_hop(target, gap.frame);
         }
         Ok(())
     }

@@ -3,15 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Sender;
 use super::frames::{OpenFrame, PieceSent};
-use super::{Sender, Target};
+use super::relay::Delivery;
+use super::target::Target;
 use crate::time::Time;
 use crate::transport::{TRANSMIT_BYTES_MAX, TRANSMIT_PIECES_MAX, mask_of, targets_of};
 use crate::wire::piece::{PIECE_OVERHEAD_BYTES, PieceHeader, PieceKind};
 use crate::wire::seal::Channel;
 
 /// Where a transmission goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Path {
     /// To the set's multicast group, a datagram per piece.
     Multicast {
@@ -22,6 +24,11 @@ pub enum Path {
     Unicast {
         /// The target.
         target: u16,
+    },
+    /// To the first target's data connection, in an envelope ([`crate::wire::relay`]) that names the others.
+    Relay {
+        /// The targets in the order in which they get it; at least two.
+        chain: Arc<[u16]>,
     },
 }
 
@@ -45,7 +52,14 @@ pub struct Transmit {
 }
 
 impl Transmit {
-    fn new(path: Path, frame: u64, number: Option<u64>, open: &OpenFrame, first: u16, pieces: u16) -> Self {
+    pub(super) fn new(
+        path: Path,
+        frame: u64,
+        number: Option<u64>,
+        open: &OpenFrame,
+        first: u16,
+        pieces: u16,
+    ) -> Self {
         Transmit {
             path,
             set: open.set,
@@ -144,6 +158,8 @@ impl Sender {
             open.multicast_next += pieces;
             if open.multicast_next == open.count {
                 let (set, waiting) = (open.set, open.multicast_waiting());
+                // Those served by TCP since it began to leave may have got all of it.
+                open.told |= open.waiting;
                 self.multicast.pop_front();
                 targets_of(waiting).for_each(|target| self.target(target).opened(now, number, set));
             }
@@ -208,11 +224,12 @@ impl Sender {
     fn next_unicast(&mut self, now: Time) -> Option<Transmit> {
         let later = self.targets.range(self.last_target + 1..).map(|(number, _)| *number);
         let earlier = self.targets.range(..=self.last_target).map(|(number, _)| *number);
-        let waiting = later.chain(earlier).filter(|number| self.may_go_on(&self.targets[number]));
+        let window = self.config.unicast_window_bytes;
+        let waits = |target: &Target| !target.unicast.is_empty() || target.may_repair(window);
+        let waiting = later.chain(earlier).filter(|number| waits(&self.targets[number]));
         let waiting: Vec<u16> = waiting.collect();
         for number in waiting {
-            let transmit =
-                self.next_unicast_repair(now, number).or_else(|| self.next_unicast_first(now, number));
+            let transmit = self.next_unicast_repair(now, number).or_else(|| self.next_delivery(now, number));
             let Some(transmit) = transmit else { continue };
             self.last_target = number;
             if self.config.bandwidth.is_some() {
@@ -223,10 +240,13 @@ impl Sender {
         None
     }
 
-    /// Whether a frame or a repair waits for TCP and its window has room.
+    /// Whether a frame or a repair waits for TCP and the windows have room.
     pub(super) fn may_go_on(&self, target: &Target) -> bool {
         let window = self.config.unicast_window_bytes;
-        target.may_repair(window) || (!target.unicast.is_empty() && target.in_flight_bytes < window)
+        let has_room = |first: &Delivery| {
+            target.in_flight_bytes < window && (target.first_next > 0 || !self.is_blocked(&first.chain))
+        };
+        target.may_repair(window) || target.unicast.front().is_some_and(has_room)
     }
 
     fn next_unicast_repair(&mut self, now: Time, number: u16) -> Option<Transmit> {
@@ -249,38 +269,7 @@ impl Sender {
             }
             self.counters.unicast_repairs += u64::from(pieces);
             let transmit = Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces);
-            target.give(frame, transmit.sealed_bytes());
-            return Some(transmit);
-        }
-        None
-    }
-
-    fn next_unicast_first(&mut self, now: Time, number: u16) -> Option<Transmit> {
-        let (mask, window) = (mask_of(number), self.config.unicast_window_bytes);
-        let target = self.targets.get_mut(&number)?;
-        while let Some(&frame) = target.unicast.front() {
-            let Some(open) = self.frames.get_mut(&frame).filter(|open| open.waiting & mask != 0) else {
-                target.unicast.pop_front();
-                target.first_next = 0;
-                continue;
-            };
-            if target.in_flight_bytes >= window {
-                return None;
-            }
-            let first = target.first_next;
-            let max = TRANSMIT_BYTES_MAX / (open.piece_bytes + PIECE_OVERHEAD_BYTES);
-            let pieces = (max.clamp(1, TRANSMIT_PIECES_MAX) as u16).min(open.count - first);
-            let transmit = Transmit::new(Path::Unicast { target: number }, frame, None, open, first, pieces);
-            target.give(frame, transmit.sealed_bytes());
-            target.first_next += pieces;
-            self.counters.unicast_pieces += u64::from(pieces);
-            if target.first_next == open.count {
-                target.unicast.pop_front();
-                target.first_next = 0;
-                open.unicast_left &= !mask;
-                open.unicast_at = now;
-                target.opened(now, frame, open.set);
-            }
+            target.give(frame, transmit.sealed_bytes(), true);
             return Some(transmit);
         }
         None

@@ -1,4 +1,5 @@
 mod hostile;
+mod relay;
 mod world;
 
 use std::time::Duration;

@@ -10,6 +10,7 @@ use crate::transport::{
 };
 use crate::wire::control::{FrameSpan, Report};
 use crate::wire::piece::seal_piece;
+use crate::wire::relay;
 use crate::wire::seal::{Channel, OpenKey, SealKey};
 
 pub(super) const SESSION: u64 = 0x5e55_1011;
@@ -54,12 +55,22 @@ pub(super) struct Net {
     pub(super) twice: f64,
     /// What is lost is lost with its whole transmission, as super-packets are.
     pub(super) lose_whole: bool,
+    /// TCP gets one part in so many of a link's rate.
+    pub(super) tcp_share: u64,
 }
 
 impl Default for Net {
     fn default() -> Self {
         let (delay, jitter) = (Duration::from_micros(150), Duration::ZERO);
-        Net { rate: 125_000_000, queue_bytes: 4 << 20, delay, jitter, twice: 0.0, lose_whole: false }
+        Net {
+            rate: 125_000_000,
+            queue_bytes: 4 << 20,
+            delay,
+            jitter,
+            twice: 0.0,
+            lose_whole: false,
+            tcp_share: 10,
+        }
     }
 }
 
@@ -70,6 +81,8 @@ pub(super) struct Host {
     pub(super) rate: u64,
     link_until: Time,
     pub(super) dead: bool,
+    /// No datagram reaches it.
+    pub(super) deaf: bool,
     /// It has a processor for only so long of each so long: else datagrams wait in its socket, as far as there is room.
     pub(super) runs: Option<(Duration, Duration)>,
     socket_bytes: usize,
@@ -79,6 +92,8 @@ pub(super) struct Host {
     pub(super) frames: HashMap<u64, (u16, Vec<u8>)>,
     /// Scatter datagrams that were lost on the way to it.
     pub(super) lost: u64,
+    /// Bytes that it has passed on to others.
+    pub(super) passed_on: u64,
     tcp_until: Time,
 }
 
@@ -89,6 +104,8 @@ enum Event {
     Tcp(u16, Vec<u8>),
     Announce(u16, Vec<FrameSpan>),
     Report(u16, Report),
+    /// The first can't pass on to the second any more.
+    HopLost(u16, u16),
     Written(u16, u64),
 }
 
@@ -108,6 +125,12 @@ pub(super) struct World {
     /// How often each piece left by multicast.
     pub(super) multicast: HashMap<(u64, u16), u32>,
     pub(super) multicast_bytes: u64,
+    /// Bytes that the source has given to TCP.
+    pub(super) tcp_bytes: u64,
+    /// Hops that swallow what they get, and whether the target before them says so.
+    pub(super) cut: HashMap<(u16, u16), bool>,
+    /// Targets for which the sender has said that nothing reaches them, and when.
+    pub(super) unheard: Vec<(u16, Time)>,
     /// Datagrams dropped before the source's link.
     pub(super) dropped: u64,
     pub(super) acked: HashSet<(u64, u16)>,
@@ -156,12 +179,14 @@ impl World {
             rate,
             link_until: Time::ZERO,
             dead: false,
+            deaf: false,
             runs: None,
             socket_bytes: 0,
             write: Duration::from_micros(50),
             writing_until: Time::ZERO,
             frames: HashMap::new(),
             lost: 0,
+            passed_on: 0,
             tcp_until: Time::ZERO,
         };
         World {
@@ -178,6 +203,9 @@ impl World {
             bodies: HashMap::new(),
             multicast: HashMap::new(),
             multicast_bytes: 0,
+            tcp_bytes: 0,
+            cut: HashMap::new(),
+            unheard: Vec::new(),
             dropped: 0,
             acked: HashSet::new(),
             settled: HashSet::new(),
@@ -189,7 +217,8 @@ impl World {
         self.sender.add_set(set, members, multicast);
         self.members.insert(set, members.to_vec());
         for target in members {
-            let key = OpenKey::new(&set_key(set), &[Channel::MULTICAST, Channel::unicast(*target)]);
+            let key =
+                OpenKey::new(&set_key(set), &[Channel::MULTICAST, Channel::RELAY, Channel::unicast(*target)]);
             self.hosts[usize::from(*target)].receiver.add_set(set, key);
         }
     }
@@ -230,6 +259,10 @@ impl World {
                 SenderEvent::Announce { target, spans } => {
                     self.after(self.net.delay, Event::Announce(target, spans));
                 }
+                SenderEvent::Unheard { target } => {
+                    self.unheard.push((target, self.now));
+                    self.sender.give_up_multicast([target]);
+                }
                 SenderEvent::Expelled { target, why } => self.expelled.push((target, why)),
             }
         }
@@ -264,9 +297,10 @@ impl World {
     }
 
     fn transmit(&mut self, transmit: &Transmit) {
-        let channel = match transmit.path {
+        let channel = match &transmit.path {
             Path::Multicast { .. } => Channel::MULTICAST,
-            Path::Unicast { target } => Channel::unicast(target),
+            Path::Unicast { target } => Channel::unicast(*target),
+            Path::Relay { .. } => Channel::RELAY,
         };
         let key = (transmit.set, channel);
         let mut expected = transmit.number;
@@ -282,16 +316,22 @@ impl World {
             pieces.push(piece);
         }
         assert_eq!(pieces.iter().map(Vec::len).sum::<usize>(), transmit.sealed_bytes());
-        match transmit.path {
+        match &transmit.path {
             Path::Multicast { set } => {
                 let whole = self.net.lose_whole.then(|| self.who_loses());
                 for (piece, index) in pieces.into_iter().zip(transmit.indices()) {
                     let losers = whole.clone().unwrap_or_else(|| self.who_loses());
                     *self.multicast.entry((transmit.frame, index)).or_default() += 1;
-                    self.multicast_datagram(set, &piece, &losers);
+                    self.multicast_datagram(*set, &piece, &losers);
                 }
             }
-            Path::Unicast { target } => pieces.into_iter().for_each(|piece| self.tcp(target, piece)),
+            Path::Unicast { target } => {
+                pieces.into_iter().for_each(|piece| self.source_tcp(*target, piece));
+            }
+            Path::Relay { chain } => {
+                let [first, hops @ ..] = &**chain else { panic!("a chain without targets") };
+                pieces.into_iter().for_each(|piece| self.source_tcp(*first, relay::wrap(hops, &piece)));
+            }
         }
     }
 
@@ -321,7 +361,7 @@ impl World {
             }
             let host = &mut self.hosts[usize::from(target)];
             let is_full = host.queued(self.now) > self.net.queue_bytes;
-            if host.dead || is_full || losers[usize::from(target)] {
+            if host.dead || host.deaf || is_full || losers[usize::from(target)] {
                 host.lost += u64::from(!host.dead);
                 continue;
             }
@@ -333,11 +373,28 @@ impl World {
         }
     }
 
-    /// Reliable and in order, at a tenth of the link's rate.
+    fn source_tcp(&mut self, target: u16, piece: Vec<u8>) {
+        self.tcp_bytes += piece.len() as u64;
+        self.tcp(target, piece);
+    }
+
+    /// What a target passes on of what it has received.
+    fn pass_on(&mut self, from: u16, hops: &[u16], piece: &[u8]) {
+        let [to, hops @ ..] = hops else { panic!("an envelope that names nobody") };
+        self.hosts[usize::from(from)].passed_on += piece.len() as u64;
+        match self.cut.get(&(from, *to)) {
+            None => self.tcp(*to, relay::wrap(hops, piece)),
+            Some(true) => self.after(self.net.delay, Event::HopLost(from, *to)),
+            Some(false) => {}
+        }
+    }
+
+    /// Reliable and in order, at its share of the link's rate.
     fn tcp(&mut self, target: u16, piece: Vec<u8>) {
         let host = &mut self.hosts[usize::from(target)];
         host.queue(self.now, piece.len() as u64);
-        let span = Duration::from_micros(piece.len() as u64 * 10_000_000 / host.rate);
+        let micros = self.net.tcp_share * 1_000_000;
+        let span = Duration::from_micros(piece.len() as u64 * micros / host.rate);
         host.tcp_until = host.tcp_until.max(self.now) + span;
         let span = host.tcp_until.since(self.now) + self.net.delay;
         self.after(span, Event::Tcp(target, piece));
@@ -360,11 +417,17 @@ impl World {
                 self.hosts[usize::from(target)].socket_bytes -= piece.len();
                 self.happen(Event::Datagram(target, piece));
             }
+            Event::HopLost(from, to) => self.sender.remove_hop(from, to),
             Event::Datagram(target, mut piece) | Event::Tcp(target, mut piece) => {
-                let host = &mut self.hosts[usize::from(target)];
-                if host.dead {
+                if self.hosts[usize::from(target)].dead {
                     return;
                 }
+                if let Some(envelope) = relay::unwrap(&mut piece) {
+                    self.pass_on(target, &envelope.hops, envelope.piece);
+                    let piece = envelope.piece.to_vec();
+                    return self.happen(Event::Tcp(target, piece));
+                }
+                let host = &mut self.hosts[usize::from(target)];
                 host.receiver.on_piece(now, &mut piece);
                 while let Some((frame, set, body)) = self.hosts[usize::from(target)].receiver.poll_frame() {
                     let host = &mut self.hosts[usize::from(target)];

@@ -190,17 +190,18 @@ impl Source<'_> {
 
     fn transmit(&mut self) -> Result<()> {
         while let Some(transmit) = self.sender.poll_transmit(self.now()) {
-            match transmit.path {
+            match &transmit.path {
+                Path::Relay { .. } => bail!("a chain, where no hop is open"),
                 Path::Multicast { .. } => {
                     self.result.multicast_bytes += self.outlet.multicast(&transmit) as u64;
                 }
                 Path::Unicast { target } => {
-                    let link = &mut self.links[usize::from(target)];
+                    let link = &mut self.links[usize::from(*target)];
                     let key = std::cell::RefCell::new(&mut link.key);
                     let own = |header: &PieceHeader, payload: &[u8], out: &mut Vec<u8>| {
                         seal_piece(&mut key.borrow_mut(), header, payload, out).map(drop)
                     };
-                    for piece in self.outlet.seal_unicast(&transmit, target, own)? {
+                    for piece in self.outlet.seal_unicast(&transmit, *target, own)? {
                         self.result.unicast_bytes += piece.len() as u64;
                         link.data.send(Priority::Scatter, piece)?;
                     }
@@ -228,6 +229,7 @@ impl Source<'_> {
                     control::send(&mut self.links[usize::from(target)].control, leave)?;
                     self.result.expelled.push((target, format!("{why:?}")));
                 }
+                SenderEvent::Unheard { target } => bail!("target {target} hears nothing any more"),
                 SenderEvent::Settled { .. } => {}
             }
         }

@@ -30,6 +30,7 @@ fn request() -> MigrateRequest {
             deadline_ms: Some(60_000),
         },
         groups: Some(1),
+        transport: Transport::Relay,
         unsorted_groups: false,
         collect_cpu_percent: 100,
     }

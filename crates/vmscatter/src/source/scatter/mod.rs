@@ -22,6 +22,7 @@ use super::encode::EncodePool;
 use super::groups::Groups;
 use super::link::TargetLink;
 use super::stream::Stream;
+use crate::agent::protocol::Transport;
 use crate::qemu::memory::GuestMemory;
 use crate::report::outcome::ScatterOutcome;
 use work::Work;
@@ -38,6 +39,7 @@ pub(super) struct Setup {
     pub(super) streams: Vec<Arc<Stream>>,
     pub(super) memories: Vec<Arc<GuestMemory>>,
     pub(super) encoders: Arc<EncodePool>,
+    pub(super) transport: Transport,
     pub(super) bandwidth: Option<u64>,
     /// What the link is taken to carry until it has been measured.
     pub(super) assumed_bytes_per_s: f64,
@@ -52,6 +54,8 @@ enum Order {
     Joined(u16, u16, Option<String>),
     /// A probe has reached this target on this set's group.
     Heard(u16, u16),
+    /// The first target can pass frames on to the second, or says why it can't.
+    Hopped(u16, u16, Option<String>),
     RemoveTarget(u16),
     RemoveVm(u16),
     Settle(u16, u16, Arc<Stream>),
@@ -115,6 +119,11 @@ impl ScatterThread {
     /// A probe has reached the target on the set's group.
     pub(super) fn heard(&self, target: u16, set: u16) {
         self.order(Order::Heard(target, set));
+    }
+
+    /// The target can pass frames on to another, or says why it can't.
+    pub(super) fn hopped(&self, from: u16, to: u16, error: Option<String>) {
+        self.order(Order::Hopped(from, to, error));
     }
 
     pub(super) fn remove_target(&self, target: u16) {

@@ -9,13 +9,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender as Queue};
 use vmscatter_core::limits::FRAME_BODY_BYTES_MAX;
 use vmscatter_core::page::PageAddr;
 use vmscatter_core::placement::{TargetId, TargetSet};
-use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, ScatterFrame, Scatterer};
+use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, Hops, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Expulsion, Path, Sender, SenderConfig, SenderEvent, Transmit};
 use vmscatter_core::wire::control::Message;
 use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 
 use super::{Order, Setup, Shared};
+use crate::agent::protocol::Transport;
 use crate::net::outlet::Outlet;
 use crate::net::udp::MulticastSender;
 use crate::source::actor::Event;
@@ -34,6 +35,7 @@ pub(super) struct Work {
     sender: Sender,
     scatterer: Scatterer,
     addresses: Addresses,
+    hops: Hops,
     frames: FrameQueues,
     outlet: Outlet,
     datagram_bytes: usize,
@@ -50,6 +52,13 @@ pub(super) struct Work {
     told: Instant,
 }
 
+/// Hops among those that can pass frames on, of which nothing is asked yet.
+fn hops(setup: &Setup) -> Hops {
+    let able = (0..).zip(&setup.links).filter(|(_, link)| link.can_relay());
+    let able = able.fold(TargetSet::EMPTY, |able, (target, _)| TargetSet(able.0 | 1 << target));
+    Hops::new(able, setup.groups.sets.iter().map(|link| link.set))
+}
+
 impl Work {
     pub(super) fn new(
         setup: Setup,
@@ -59,7 +68,7 @@ impl Work {
     ) -> std::io::Result<Work> {
         let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500).max(1280);
         let local = setup.links.first().map(|link| link.local_addr().ip());
-        let socket = match local.filter(|_| !setup.groups.sets.is_empty()) {
+        let socket = match local.filter(|_| !setup.groups.lists.is_empty()) {
             Some(local) => Some(MulticastSender::bind(local)?),
             None => None,
         };
@@ -70,6 +79,7 @@ impl Work {
             sender: Sender::new(config, Time::ZERO),
             scatterer: Scatterer::new(setup.keys.mac.clone()),
             addresses: Addresses::new(setup.groups.lists.iter().cloned()),
+            hops: hops(&setup),
             frames: FrameQueues::default(),
             outlet: Outlet::new(session_tag(&setup.session), socket),
             datagram_bytes,
@@ -96,8 +106,8 @@ impl Work {
         let mut numbers: HashMap<TargetSet, u16> = HashMap::new();
         for link in &self.setup.groups.sets {
             let members: Vec<u16> = link.set.members().map(|target| u16::from(target.0)).collect();
-            self.outlet.add_set(link.number, &link.key, &members, Some(link.group));
-            self.sender.add_set(link.number, &members, true);
+            self.outlet.add_set(link.number, &link.key, &members, link.group);
+            self.sender.add_set(link.number, &members, link.group.is_some());
             numbers.insert(link.set, link.number);
         }
         for target in 0..self.setup.links.len() as u16 {
@@ -106,7 +116,11 @@ impl Work {
         }
         for plan in &self.setup.schedule.sets {
             let Some(number) = numbers.get(&plan.set) else { continue };
-            self.frames.add(*number, plan.frames(&self.setup.contents), plan.set.len() > 1);
+            let is_served = plan.set.len() > 1 && self.setup.transport != Transport::Relay;
+            self.frames.add(*number, plan.frames(&self.setup.contents), is_served);
+        }
+        if self.setup.transport == Transport::Relay {
+            self.hops.without_multicast(self.now());
         }
         let mut outcome = self.shared.outcome();
         outcome.sets = self.setup.groups.sets.len() as u32;
@@ -122,7 +136,8 @@ impl Work {
         while !self.stopped {
             self.wait();
             self.change_members();
-            if self.running {
+            self.connect();
+            if self.running && !self.hops.is_awaited(self.now()) {
                 self.fill();
             }
             self.transmit();
@@ -147,7 +162,8 @@ impl Work {
     /// Orders, for as long as there is nothing to send.
     fn wait(&mut self) {
         let now = self.now();
-        let at = self.sender.poll_timeout().into_iter().chain(self.addresses.poll_timeout()).min();
+        let others = self.addresses.poll_timeout().into_iter().chain(self.hops.poll_timeout(now));
+        let at = self.sender.poll_timeout().into_iter().chain(others).min();
         let span = match at {
             Some(at) => at.since(now).min(LOOK_UP),
             None if self.running => LOOK_UP,
@@ -187,6 +203,7 @@ impl Work {
             }
             Order::Joined(target, set, error) => self.addresses.joined(now, target, set, error),
             Order::Heard(target, set) => self.addresses.heard(target, set),
+            Order::Hopped(from, to, error) => self.hopped(from, to, error),
             Order::RemoveTarget(target) => self.remove_target(target),
             Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
             Order::Settle(vm, target, stream) => {
@@ -207,6 +224,30 @@ impl Work {
         self.left |= 1 << target;
         self.sender.remove_target(target, self.now());
         self.addresses.remove_target(target);
+        self.hops.remove_target(target);
+    }
+
+    /// Has targets connect to each other where multicast does not reach them.
+    fn connect(&mut self) {
+        while let Some((from, to)) = self.hops.poll_ask() {
+            let link = &self.setup.links[usize::from(to)];
+            match link.hello() {
+                Ok(hello) => {
+                    let message = Message::Hop { target: to, addr: link.data_addr(), hello };
+                    self.setup.links[usize::from(from)].send(message);
+                }
+                Err(error) => self.hopped(from, to, Some(error.to_string())),
+            }
+        }
+        self.hops.advance(self.now(), &mut self.sender);
+    }
+
+    fn hopped(&mut self, from: u16, to: u16, error: Option<String>) {
+        self.hops.answered(from, to, error.is_none(), &mut self.sender);
+        if let Some(error) = error {
+            let name = |target: u16| self.setup.links.get(usize::from(target)).map(|link| link.name());
+            tracing::warn!(from = name(from), to = name(to), "can't pass frames on: {error}");
+        }
     }
 
     /// Who joins and leaves the groups, and who hears what is sent there.
@@ -222,6 +263,10 @@ impl Work {
                     self.setup.links[usize::from(target)].send(message);
                 }
                 AddressAction::Unreached { target, error } => {
+                    match self.setup.transport {
+                        Transport::Multicast => self.sender.give_up_multicast([target]),
+                        Transport::Auto | Transport::Relay => self.hops.unreached(now, target),
+                    }
                     let _ = self.setup.events.send(Event::Unreached(target, error));
                 }
             }
@@ -293,12 +338,13 @@ impl Work {
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.sender.poll_transmit(self.now()) {
-            match transmit.path {
+            match &transmit.path {
                 Path::Multicast { .. } => {
                     let bytes = self.outlet.multicast(&transmit);
                     self.shared.outcome().multicast_bytes += bytes as u64;
                 }
-                Path::Unicast { target } => self.unicast(&transmit, target),
+                Path::Unicast { target } => self.unicast(&transmit, *target),
+                Path::Relay { chain } => self.relay(&transmit, chain),
             }
         }
     }
@@ -315,6 +361,17 @@ impl Work {
         pieces.into_iter().for_each(|piece| link.send_scatter(piece));
     }
 
+    /// To the first of a chain, which passes it on.
+    fn relay(&mut self, transmit: &Transmit, chain: &[u16]) {
+        let Some((first, hops)) = chain.split_first() else { return };
+        let Ok(pieces) = self.outlet.seal_relay(transmit, hops) else {
+            return tracing::error!("a set's key is used up");
+        };
+        let bytes: usize = pieces.iter().map(Vec::len).sum();
+        self.shared.outcome().relay_bytes += bytes as u64;
+        pieces.into_iter().for_each(|piece| self.setup.links[usize::from(*first)].send_scatter(piece));
+    }
+
     fn sender_events(&mut self) {
         while let Some(event) = self.sender.poll_event() {
             match event {
@@ -322,9 +379,15 @@ impl Work {
                 SenderEvent::Announce { target, spans } => {
                     self.setup.links[usize::from(target)].send(Message::Sent(spans));
                 }
+                SenderEvent::Unheard { target } => {
+                    let name = self.setup.links[usize::from(target)].name();
+                    tracing::warn!(target = name, "hears nothing of its multicast group any more");
+                    self.addresses.unheard(target);
+                }
                 SenderEvent::Expelled { target, why } => {
                     self.left |= 1 << target;
                     self.addresses.remove_target(target);
+                    self.hops.remove_target(target);
                     let reason = match why {
                         Expulsion::Silent => "acknowledges nothing, or next to nothing",
                         Expulsion::Laggard => "receives a quarter or less of what the others do",

@@ -1,0 +1,194 @@
+//! Frames that targets pass on to each other, and groups that fall silent.
+
+use std::time::Duration;
+
+use super::world::{Net, World};
+use super::{SECOND, megabytes};
+use crate::limits::SCATTER_SILENCE_MAX;
+use crate::time::Time;
+use crate::transport::{Expulsion, SenderConfig};
+
+/// A network on which TCP gets what there is.
+fn swift() -> Net {
+    Net { tcp_share: 1, ..Net::default() }
+}
+
+fn add_all_hops(world: &mut World) {
+    let hosts = world.hosts.len() as u16;
+    for from in 0..hosts {
+        (0..hosts).filter(|to| *to != from).for_each(|to| world.sender.add_hop(from, to));
+    }
+}
+
+/// Three targets that multicast does not reach.
+fn relayed(seed: u64) -> World {
+    let mut world = World::new(seed, 3, swift(), SenderConfig::default());
+    world.add_set(1, &[0, 1, 2], false);
+    add_all_hops(&mut world);
+    world
+}
+
+/// Egress within 3 % of multicast's, and each target passes on about as much as the others.
+#[test]
+fn relayed_frames_leave_the_source_once() {
+    let mut multicast = World::new(40, 3, swift(), SenderConfig::default());
+    multicast.add_set(1, &[0, 1, 2], true);
+    multicast.scatter(&[1], 600, 100_000, 10 * SECOND);
+    let mut world = relayed(40);
+    world.scatter(&[1], 600, 100_000, 10 * SECOND);
+    world.check_arrival();
+    let counters = world.sender.counters();
+    assert_eq!((counters.unicast_pieces, world.repairs(), world.multicast_bytes), (0, 0, 0), "{counters:?}");
+    let share = world.tcp_bytes as f64 / multicast.multicast_bytes as f64;
+    println!("{share:.3} of multicast's bytes in {} against {}", world.now.0, multicast.now.0);
+    assert!(share < 1.03, "{share}");
+    let expected: u64 = world.bodies.values().map(|(_, body)| body.len() as u64).sum();
+    for host in &world.hosts {
+        let share = host.passed_on as f64 / (expected as f64 * 2.0 / 3.0);
+        assert!((0.9..1.1).contains(&share), "passes on {share} of its share");
+    }
+}
+
+/// A hop that breaks and is said to, one that swallows everything, and a target that dies: the others get it all, each from another.
+#[test]
+fn broken_hops_are_routed_around() {
+    for is_said in [true, false] {
+        let mut world = relayed(41);
+        world.scatter(&[1], 200, 100_000, 10 * SECOND);
+        world.cut.insert((0, 1), is_said);
+        let begun = world.now;
+        world.scatter(&[1], 400, 100_000, 10 * SECOND);
+        world.check_arrival();
+        let took = world.now.since(begun);
+        println!("said {is_said}: {took:?}, {:?}", world.sender.counters());
+        assert!(world.expelled.is_empty());
+        assert!(took < if is_said { SECOND } else { 4 * SECOND }, "{took:?}");
+        // What was under way is sent once more, and chains go the other way round from then on.
+        let counters = world.sender.counters();
+        assert!(counters.unicast_pieces + world.repairs() < counters.relay_pieces / 4, "{counters:?}");
+    }
+    let mut world = relayed(42);
+    world.scatter(&[1], 200, 100_000, 10 * SECOND);
+    world.hosts[1].dead = true;
+    world.scatter(&[1], 400, 100_000, SCATTER_SILENCE_MAX + 5 * SECOND);
+    assert_eq!(world.expelled, [(1, Expulsion::Silent)]);
+    world.check_arrival();
+}
+
+/// A chain goes at the pace of its slowest target, and nothing is sent twice for it.
+#[test]
+fn chains_go_at_the_pace_of_the_slowest() {
+    let mut world = relayed(43);
+    world.hosts[2].rate /= 5;
+    world.scatter(&[1], 1000, 100_000, 20 * SECOND);
+    world.check_arrival();
+    let seconds = world.now.since(Time::ZERO).as_secs_f64();
+    println!("{seconds} s, {:?}", world.sender.counters());
+    assert!(world.expelled.is_empty() && seconds < 4.0, "100 MB at 25 MB/s take 4 s at most: {seconds}");
+    assert_eq!((world.repairs(), world.sender.counters().unicast_pieces), (0, 0));
+}
+
+/// A switch that forgets who wants a group: what was under way, and what follows, comes over TCP within two seconds.
+#[test]
+fn group_that_falls_silent_is_left_within_two_seconds() {
+    for silent in [vec![1], vec![0, 1, 2]] {
+        let mut world = World::new(44, 3, swift(), megabytes(50));
+        world.add_set(1, &[0, 1, 2], true);
+        add_all_hops(&mut world);
+        world.hosts.iter_mut().for_each(|host| host.loss = 0.01);
+        world.scatter(&[1], 300, 100_000, 10 * SECOND);
+        assert!(world.unheard.is_empty());
+        silent.iter().for_each(|target| world.hosts[usize::from(*target)].deaf = true);
+        let begun = world.now;
+        world.scatter(&[1], 600, 100_000, 10 * SECOND);
+        world.check_arrival();
+        let took = world.now.since(begun);
+        println!("{silent:?}: {took:?}, {:?}", world.sender.counters());
+        let mut unheard: Vec<u16> = world.unheard.iter().map(|(target, _)| *target).collect();
+        unheard.sort();
+        assert_eq!(unheard, silent);
+        let latest = world.unheard.iter().map(|(_, at)| at.since(begun)).max().unwrap();
+        assert!(latest < Duration::from_millis(1500), "{latest:?}");
+        // 60 MB at 50 MB/s, a second to find out, and what was under way once more.
+        assert!(took < 5 * SECOND, "{took:?}");
+        assert!(world.expelled.is_empty());
+    }
+}
+
+/// At a low rate a frame takes a tenth of a second, and there are times when nobody misses anything.
+#[test]
+fn silence_is_found_at_a_low_rate() {
+    let mut world = World::new(46, 2, swift(), megabytes(6));
+    world.add_set(1, &[0, 1], true);
+    add_all_hops(&mut world);
+    world.scatter(&[1], 5, 600_000, 10 * SECOND);
+    world.hosts.iter_mut().for_each(|host| host.deaf = true);
+    let begun = world.now;
+    world.scatter(&[1], 40, 600_000, 20 * SECOND);
+    world.check_arrival();
+    println!("{:?} after {begun:?}, {:?}", world.unheard, world.sender.counters());
+    let latest = world.unheard.iter().map(|(_, at)| at.since(begun)).max();
+    assert!(world.unheard.len() == 2 && latest < Some(Duration::from_millis(1500)), "{:?}", world.unheard);
+}
+
+/// Loss is no silence, and neither is a host without a processor.
+#[test]
+fn what_is_lost_or_late_is_not_taken_for_silence() {
+    let mut world = World::new(45, 3, Net::default(), SenderConfig::default());
+    world.add_set(1, &[0, 1, 2], true);
+    add_all_hops(&mut world);
+    world.hosts[0].loss = 0.3;
+    world.hosts[1].runs = Some((Duration::from_millis(40), Duration::from_millis(1000)));
+    world.hosts[2].write = Duration::from_millis(30);
+    world.scatter(&[1], 300, 60_000, 60 * SECOND);
+    world.check_arrival();
+    assert!(world.unheard.is_empty(), "{:?}", world.unheard);
+}
+
+/// All at once, from seeds: some hops, some sets by multicast, loss, silence, cuts with and without notice, a target that dies, one
+/// that is slow. `TRANSPORT_SEEDS=N` runs more of them.
+#[test]
+fn seeded_faults_lose_nothing() {
+    let seeds = std::env::var("TRANSPORT_SEEDS").map_or(60, |text| text.parse().expect("a number"));
+    for seed in 0..seeds {
+        println!("seed {seed}");
+        let config = SenderConfig {
+            unicast_window_bytes: 256 * 1024,
+            repair_window_bytes: 2 << 20,
+            ..if seed % 3 == 0 { megabytes(30) } else { SenderConfig::default() }
+        };
+        let mut world = World::new(seed, 4, swift(), config);
+        world.add_set(1, &[0, 1, 2, 3], false);
+        world.add_set(2, &[0, 2, 3], true);
+        world.add_set(3, &[1, 2], seed % 2 == 0);
+        for from in 0..4 {
+            for to in 0..4 {
+                if from != to && world.rng.chance(0.8) {
+                    world.sender.add_hop(from, to);
+                }
+            }
+        }
+        world.hosts[0].loss = world.rng.below(20) as f64 / 100.0;
+        if world.rng.chance(0.3) {
+            world.sender.serve_by_unicast(2, 3);
+        }
+        for _ in 0..4 {
+            world.scatter(&[1, 2, 3, 1], 60, 40_000, 120 * SECOND);
+            let target = world.rng.below(4) as u16;
+            let other = (target + 1 + world.rng.below(3) as u16) % 4;
+            match world.rng.below(6) {
+                0 => world.hosts[usize::from(target)].deaf = true,
+                1 => drop(world.cut.insert((target, other), true)),
+                2 => drop(world.cut.insert((target, other), false)),
+                3 if world.hosts.iter().all(|host| !host.dead) => {
+                    world.hosts[usize::from(target)].dead = true;
+                }
+                4 => world.hosts[usize::from(target)].rate /= 3,
+                _ => world.sender.give_up_multicast([target]),
+            }
+        }
+        world.check_arrival();
+        let silent = world.expelled.iter().filter(|(_, why)| *why == Expulsion::Silent);
+        assert!(silent.count() <= world.hosts.iter().filter(|host| host.dead).count());
+    }
+}
