@@ -19,6 +19,8 @@ use crate::progress::Progress;
 use crate::session::{Arrival, Mode, Session, Settings, stop_and_resume};
 
 const PORT: u16 = 7940;
+/// Where agents take data connections: the port after it.
+pub(crate) const DATA_PORT: u16 = PORT + 1;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// As much as the slowest links that make sense here need.
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(600);

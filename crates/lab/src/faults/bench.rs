@@ -52,6 +52,8 @@ pub(super) struct Running {
 /// How `vmscatter migrate` ended.
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
+    /// What it wrote to standard output.
+    summary: String,
     pub(super) stderr: String,
     /// The guests' QEMUs at their targets, as far as there ever were any.
     pub(super) twins: Vec<Option<Qemu>>,
@@ -259,9 +261,9 @@ impl Running {
         let status = self.wait(within);
         self.ended.store(true, Ordering::Relaxed);
         let twins = self.twins.drain(..).map(|twin| twin.join().ok().flatten()).collect();
-        let stderr = fs::read_to_string(&self.files[1])?;
+        let [summary, stderr] = [fs::read_to_string(&self.files[0])?, fs::read_to_string(&self.files[1])?];
         let code = status.with_context(|| stderr.trim().to_owned())?.code();
-        Ok(Ended { code, stderr, twins })
+        Ok(Ended { code, summary, stderr, twins })
     }
 
     fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
@@ -285,6 +287,12 @@ impl Ended {
     pub(super) fn line(&self, text: &str) -> Result<&str> {
         let line = self.stderr.lines().find(|line| line.contains(text));
         line.with_context(|| format!("it did not say {text:?}: {}", self.stderr.trim()))
+    }
+
+    /// Its summary holds `text`.
+    pub(super) fn sums_up(&self, text: &str) -> Result<()> {
+        ensure!(self.summary.contains(text), "its summary does not say {text:?}: {}", self.summary.trim());
+        Ok(())
     }
 
     /// When it said that line, in seconds by its own clock.

@@ -29,6 +29,14 @@ pub enum Scenario {
     Loss,
     /// Multicast does not reach one target.
     NoMulticast,
+    /// Multicast reaches no target: they pass on to each other what all need.
+    NoMulticastAtAll,
+    /// The switch forgets on the way who wants what: no multicast reaches any target any more.
+    GroupsFallSilent,
+    /// A target that passes frames on is killed.
+    RelayDies,
+    /// What one target passes on to another does not get there any more, and nobody is told.
+    RelayIsCut,
     /// Ctrl-C while guests are on their way; then all are moved after all.
     Cancel,
     /// A target's agent and its QEMUs are killed.
@@ -51,10 +59,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
+        Self::NoMulticastAtAll,
+        Self::GroupsFallSilent,
+        Self::RelayDies,
+        Self::RelayIsCut,
         Self::Cancel,
         Self::TargetDies,
         Self::Retry,
@@ -75,6 +87,10 @@ impl Scenario {
             Self::Paused => "paused",
             Self::Loss => "loss",
             Self::NoMulticast => "no-multicast",
+            Self::NoMulticastAtAll => "no-multicast-at-all",
+            Self::GroupsFallSilent => "groups-fall-silent",
+            Self::RelayDies => "relay-dies",
+            Self::RelayIsCut => "relay-is-cut",
             Self::Cancel => "cancel",
             Self::TargetDies => "target-dies",
             Self::Retry => "retry",
@@ -96,6 +112,10 @@ impl Scenario {
             Self::Paused => scenarios::paused(bench),
             Self::Loss => scenarios::loss(bench),
             Self::NoMulticast => scenarios::no_multicast(bench),
+            Self::NoMulticastAtAll => scenarios::no_multicast_at_all(bench),
+            Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
+            Self::RelayDies => scenarios::relay_dies(bench),
+            Self::RelayIsCut => scenarios::relay_is_cut(bench),
             Self::Cancel => scenarios::cancel(bench),
             Self::TargetDies => scenarios::target_dies(bench),
             Self::Retry => scenarios::retry(bench),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::bench::{Bench, Ended};
+use crate::scatter::DATA_PORT;
 
 /// A session that nothing slows down.
 const QUICK: Duration = Duration::from_secs(60);
@@ -59,14 +60,70 @@ pub(super) fn loss(bench: &mut Bench<'_>) -> Result<()> {
     all_moved(bench, &ended)
 }
 
+/// Drops all multicast on its way in.
+const DEAF: &str = "table netdev lab { chain multicast { type filter hook ingress device eth0 priority 0; \
+     ip daddr 224.0.0.0/4 ip protocol udp drop; }; }";
+
 pub(super) fn no_multicast(bench: &mut Bench<'_>) -> Result<()> {
-    bench.target(1).nft(
-        "table netdev lab { chain multicast { type filter hook ingress device eth0 priority 0; \
-         ip daddr 224.0.0.0/4 ip protocol udp drop; }; }",
-    )?;
+    bench.target(1).nft(DEAF)?;
     let ended = bench.migrate(&[])?.end(QUICK)?;
     ended.line("warning: multicast does not reach host2")?;
     ensure!(!ended.stderr.contains("not reach host1"), "{}", ended.stderr.trim());
+    all_moved(bench, &ended)
+}
+
+pub(super) fn no_multicast_at_all(bench: &mut Bench<'_>) -> Result<()> {
+    all(bench).try_for_each(|index| bench.target(index).nft(DEAF))?;
+    let ended = bench.migrate(&[])?.end(QUICK)?;
+    for host in ["host1", "host2"] {
+        ended.line(&format!("warning: multicast does not reach {host}"))?;
+    }
+    ended.sums_up("passed on by targets")?;
+    all_moved(bench, &ended)
+}
+
+pub(super) fn groups_fall_silent(bench: &mut Bench<'_>) -> Result<()> {
+    let mut running = bench.migrate(&SLOW)?;
+    running.wait_for("] scatter", SOON)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let since = Instant::now();
+    all(bench).try_for_each(|index| bench.target(index).nft(DEAF))?;
+    running.wait_for("warning: multicast does not reach host1", SOON)?;
+    let took = since.elapsed();
+    println!("  noticed after {took:.2?}");
+    ensure!(took < Duration::from_secs(2), "it took {took:.2?} to notice");
+    let ended = running.end(QUICK)?;
+    ended.sums_up("passed on by targets")?;
+    all_moved(bench, &ended)
+}
+
+/// Nothing by multicast, at a modest rate.
+const RELAYED: [&str; 4] = ["--transport", "relay", "--bandwidth", "50mbit"];
+
+pub(super) fn relay_dies(bench: &mut Bench<'_>) -> Result<()> {
+    let mut running = bench.migrate(&RELAYED)?;
+    running.wait_for("] scatter", SOON)?;
+    std::thread::sleep(Duration::from_millis(500));
+    bench.kill_host(bench.target(1))?;
+    let ended = running.end(QUICK)?;
+    ended.exited(&[3])?;
+    ended.line("vm2: failed, stays: host2")?;
+    bench.stayed(&ended, 1)?;
+    bench.moved(&ended, 0)?;
+    bench.moved(&ended, 2)
+}
+
+pub(super) fn relay_is_cut(bench: &mut Bench<'_>) -> Result<()> {
+    let mut running = bench.migrate(&RELAYED)?;
+    running.wait_for("] scatter", SOON)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let from = bench.target(0).link.address;
+    bench.target(1).nft(&format!(
+        "table netdev lab {{ chain hop {{ type filter hook ingress device eth0 priority 0; \
+         ip saddr {from} tcp dport {DATA_PORT} drop; }}; }}"
+    ))?;
+    let ended = running.end(QUICK)?;
+    ended.sums_up("passed on by targets")?;
     all_moved(bench, &ended)
 }
 

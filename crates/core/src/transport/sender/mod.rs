@@ -93,8 +93,8 @@ pub enum SenderEvent {
 /// Why a target is no longer waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expulsion {
-    /// It has acknowledged nothing for [`SCATTER_SILENCE_MAX`] with frames open, or one of them not for
-    /// [`SCATTER_FRAME_MAX`].
+    /// It has acknowledged nothing for [`SCATTER_SILENCE_MAX`](crate::limits::SCATTER_SILENCE_MAX) with frames open, or one of them not for
+    /// [`SCATTER_FRAME_MAX`](crate::limits::SCATTER_FRAME_MAX).
     Silent,
     /// It takes a quarter or less of what each other target takes: see [`CongestionControl::laggard`].
     Laggard,
