@@ -74,17 +74,37 @@ pub trait CongestionControl: fmt::Debug + Send {
     }
 }
 
-/// The rate that `--bandwidth` names.
-#[derive(Clone, Copy, Debug)]
-pub struct FixedRate(pub u64);
+/// The rate that `--bandwidth` names. Who lags behind at it is seen as without it.
+#[derive(Debug)]
+pub struct FixedRate {
+    rate: u64,
+    members: WorstMember,
+}
+
+impl FixedRate {
+    /// Bytes a second.
+    pub fn new(rate: u64) -> Self {
+        FixedRate { rate: rate.max(1), members: WorstMember::new() }
+    }
+}
 
 impl CongestionControl for FixedRate {
-    fn on_sample(&mut self, _now: Time, _target: u16, _sample: &Sample) {}
+    fn on_sample(&mut self, now: Time, target: u16, sample: &Sample) {
+        self.members.on_sample(now, target, sample);
+    }
 
-    fn remove(&mut self, _target: u16) {}
+    fn remove(&mut self, target: u16) {
+        self.members.remove(target);
+    }
 
-    fn rate(&mut self, _now: Time) -> u64 {
-        self.0.max(1)
+    fn rate(&mut self, now: Time) -> u64 {
+        // It goes through its phases, which nobody follows.
+        self.members.rate(now);
+        self.rate
+    }
+
+    fn laggard(&self) -> Option<(u16, Time)> {
+        self.members.laggard()
     }
 }
 

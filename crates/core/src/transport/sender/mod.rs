@@ -179,7 +179,7 @@ impl Sender {
             "no room for payload"
         );
         let mut congestion: Box<dyn CongestionControl> = match config.bandwidth {
-            Some(bandwidth) => Box::new(FixedRate(bandwidth)),
+            Some(bandwidth) => Box::new(FixedRate::new(bandwidth)),
             None => Box::new(WorstMember::new()),
         };
         let rate = congestion.rate(now);

@@ -198,6 +198,26 @@ fn laggard_leaves_and_the_others_hardly_notice() {
     assert!(expelled.is_empty() && together < 3.3 * alone, "{expelled:?} {together} s");
 }
 
+/// The same under `--bandwidth`, where nothing but the laggard's own losses tells of it.
+#[test]
+fn laggard_leaves_under_a_fixed_rate_too() {
+    let net = Net { queue_bytes: 1 << 20, ..Net::default() };
+    let run = |slow: u64| {
+        let mut world = World::new(32, 3, net.clone(), megabytes(100));
+        world.add_set(1, &[0, 1, 2], true);
+        world.hosts[2].rate = slow;
+        world.scatter(&[1], 3000, 100_000, 60 * SECOND);
+        world.check_arrival();
+        (world.now.since(crate::time::Time::ZERO).as_secs_f64(), world.expelled)
+    };
+    let (alone, expelled) = run(net.rate);
+    assert!(expelled.is_empty(), "{expelled:?}");
+    let (beside, expelled) = run(net.rate / 10);
+    println!("{alone:.2} s, beside a laggard {beside:.2} s");
+    assert_eq!(expelled, [(2, Expulsion::Laggard)]);
+    assert!(alone / beside > 0.9, "{alone} s alone, {beside} s beside a laggard");
+}
+
 /// Without `--bandwidth` an idle link of 1 Gbit/s is filled, without dropping much of it.
 #[test]
 fn idle_link_is_filled() {
