@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use vmscatter_core::page::{DigestKey, Mac, MacKey, PAGE_SIZE, PageAddr, VmDigest};
 use vmscatter_core::wire::control::{
-    BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, Message, Report, Resources,
-    SetGrant, VmSpec,
+    BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, HostReport, Message, QemuProgram,
+    Report, Resources, SetGrant, VmSpec,
 };
 use vmscatter_core::wire::frame::{Compression, Decoder, Encoder, StreamFrameBuilder, StreamItem};
 use vmscatter_core::wire::hardware::{CpuidWord, Device, Hardware};
@@ -93,6 +93,20 @@ fn messages() -> Vec<(&'static str, Message)> {
             },
         ),
         ("hopped", Message::Hopped { target: 2, error: None }),
+        ("examine", Message::Examine { group: SocketAddr::from(([239, 1, 2, 3], 4000)), key: KEY }),
+        (
+            "examined",
+            Message::Examined(HostReport {
+                clock_unix_us: 1_800_000_000_000_000,
+                igmp_max_memberships: 20,
+                receive_buffer_bytes: 25_165_824,
+                qemus: vec![
+                    QemuProgram { path: "/usr/bin/qemu".into(), version: Ok("7.2.22".into()) },
+                    QemuProgram { path: "/opt/qemu".into(), version: Err("no such file".into()) },
+                ],
+                probes: 20,
+            }),
+        ),
         ("hop-lost", Message::Hopped { target: 2, error: Some("connection reset".into()) }),
         ("prepared", Message::Prepared { vm: 1 }),
         ("report", Message::Report(report)),

@@ -289,7 +289,7 @@ impl Agents {
     }
 
     /// Runs it to its end, or ends it when its time is over. Its output goes to files, for nothing reads pipes meanwhile.
-    fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
+    pub(crate) fn run_command(&self, host: &Host, command: &mut Command) -> Result<Output> {
         let paths = ["migrate.out", "migrate.err"].map(|name| self.directory.join(name));
         command.stdin(Stdio::null()).stdout(File::create(&paths[0])?).stderr(File::create(&paths[1])?);
         let mut child = host.spawn(command)?;

@@ -32,7 +32,8 @@
 //! ```
 //!
 //! A guest whose session ended before its end was found is asked about on a connection of its own, which either side
-//! opens: Hello, Hello, then Inquire and Answer as often as there is something new to say.
+//! opens: Hello, Hello, then Inquire and Answer as often as there is something new to say. So is a host that is examined: Hello,
+//! Hello, Examine, Examined.
 
 use std::net::SocketAddr;
 
@@ -52,6 +53,8 @@ pub const VERSION_MAX: u16 = 2;
 
 /// Bit of [`Hello::features`]: passes pieces on to other targets where the source asks for it with [`Message::Hop`].
 pub const FEATURE_RELAY: u64 = 1;
+/// Bit of [`Hello::features`]: answers [`Message::Examine`].
+pub const FEATURE_EXAMINE: u64 = 2;
 
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
@@ -74,7 +77,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Highest.
     pub version_max: u16,
-    /// Optional abilities, a bit each: [`FEATURE_RELAY`]; unknown bits are ignored.
+    /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`]; unknown bits are ignored.
     pub features: u64,
     /// The sender's name, as its certificate has it.
     pub name: String,
@@ -91,6 +94,30 @@ pub struct Resources {
     pub mtu: u32,
     /// The port of the data connection, on the control connection's address.
     pub data_port: u16,
+}
+
+/// What a host says of itself when it is examined. Numbers are zero where it can't tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Its clock, in microseconds since the Unix epoch.
+    pub clock_unix_us: u64,
+    /// Groups that one socket may join (`net.ipv4.igmp_max_memberships`).
+    pub igmp_max_memberships: u64,
+    /// What a receiver's socket holds at most, in bytes.
+    pub receive_buffer_bytes: u64,
+    /// The QEMUs that it may start.
+    pub qemus: Vec<QemuProgram>,
+    /// Probes that it has sent to the group.
+    pub probes: u32,
+}
+
+/// A QEMU of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuProgram {
+    /// Its path.
+    pub path: String,
+    /// Its version as it says it, or one line why it doesn't.
+    pub version: Result<String, String>,
 }
 
 /// Where the source's agent is to be found when a session is over, and by what its journal is known.
@@ -350,6 +377,16 @@ pub enum Message {
         /// One line.
         error: Option<String>,
     },
+
+    /// Source, in place of Open: say what this host is like, and send probes to a group that the source has joined.
+    Examine {
+        /// The group.
+        group: SocketAddr,
+        /// Under which they are sealed, in the channel of probes.
+        key: [u8; 32],
+    },
+    /// Target: the answer, once the probes have left.
+    Examined(HostReport),
 }
 
 /// Why bytes are no control message.

@@ -96,6 +96,25 @@ impl<'a> Bench<'a> {
         self.migrate_some(&Vec::from_iter(0..self.session.guests.len()), options)
     }
 
+    /// Runs `vmscatter doctor` for all targets: its exit code, and of each check the host, what was looked at, and the verdict.
+    pub(super) fn doctor(&self) -> Result<(Option<i32>, Vec<[String; 3]>)> {
+        let run = |json: bool| {
+            let mut command = self.agents.command_for("doctor", &self.session, self.settings, &[])?;
+            command.args(json.then_some("--json"));
+            self.agents.run_command(&self.session.lab.source, &mut command)
+        };
+        let output = run(true)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let found: Value = serde_json::from_str(&text).with_context(|| text.into_owned())?;
+        let word = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        let checks = found["checks"].as_array().cloned().unwrap_or_default();
+        for check in checks.iter().filter(|check| check["verdict"] != "good") {
+            println!("  {}, {}: {}", word(check, "host"), word(check, "what"), word(check, "found"));
+        }
+        let checks = checks.iter().map(|check| ["host", "what", "verdict"].map(|key| word(check, key)));
+        Ok((output.status.code(), checks.collect()))
+    }
+
     /// The same for some of the guests.
     pub(super) fn migrate_some(&self, guests: &[usize], options: &[&str]) -> Result<Running> {
         let mut command = self.agents.command_for("migrate", &self.session, self.settings, guests)?;

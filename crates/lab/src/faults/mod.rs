@@ -37,6 +37,8 @@ pub enum Scenario {
     RelayDies,
     /// What one target passes on to another does not get there any more, and nobody is told.
     RelayIsCut,
+    /// Nothing is moved: `doctor` finds what is wrong, and nothing else.
+    Doctor,
     /// Ctrl-C while guests are on their way; then all are moved after all.
     Cancel,
     /// A target's agent and its QEMUs are killed.
@@ -59,7 +61,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
@@ -67,6 +69,7 @@ impl Scenario {
         Self::GroupsFallSilent,
         Self::RelayDies,
         Self::RelayIsCut,
+        Self::Doctor,
         Self::Cancel,
         Self::TargetDies,
         Self::Retry,
@@ -91,6 +94,7 @@ impl Scenario {
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
             Self::RelayIsCut => "relay-is-cut",
+            Self::Doctor => "doctor",
             Self::Cancel => "cancel",
             Self::TargetDies => "target-dies",
             Self::Retry => "retry",
@@ -116,6 +120,7 @@ impl Scenario {
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),
             Self::RelayIsCut => scenarios::relay_is_cut(bench),
+            Self::Doctor => scenarios::doctor(bench),
             Self::Cancel => scenarios::cancel(bench),
             Self::TargetDies => scenarios::target_dies(bench),
             Self::Retry => scenarios::retry(bench),

@@ -127,6 +127,33 @@ pub(super) fn relay_is_cut(bench: &mut Bench<'_>) -> Result<()> {
     all_moved(bench, &ended)
 }
 
+/// All is well; then a target loses datagrams; then it hears none at all; then its agent is killed.
+pub(super) fn doctor(bench: &mut Bench<'_>) -> Result<()> {
+    let complaints = |bench: &Bench<'_>| -> Result<(Option<i32>, Vec<String>)> {
+        let (code, checks) = bench.doctor()?;
+        for host in ["host1", "host2"] {
+            let about = checks.iter().filter(|[on, ..]| on == host).count();
+            ensure!(about > 0, "it says nothing of {host}");
+        }
+        // Whether somebody asks for groups is not known so soon.
+        let wrong = checks.iter().filter(|[_, what, verdict]| verdict != "good" && what != "IGMP querier");
+        Ok((code, wrong.map(|[host, what, verdict]| format!("{host}: {what}: {verdict}")).collect()))
+    };
+    let expect = |bench: &Bench<'_>, case: &str, code: i32, expected: &[&str]| -> Result<()> {
+        println!("  {case}:");
+        let found = complaints(bench)?;
+        ensure!(found.0 == Some(code) && found.1 == expected, "{case}: {found:?}");
+        Ok(())
+    };
+    expect(bench, "all is well", 0, &[])?;
+    bench.session.lab.network.set_udp_loss(&bench.target(1).link, 100)?;
+    expect(bench, "host2 loses one in ten", 0, &["host2: multicast to it: poor"])?;
+    bench.target(1).nft(DEAF)?;
+    expect(bench, "host2 hears no multicast", 0, &["host2: multicast to it: poor"])?;
+    bench.kill_host(bench.target(1))?;
+    expect(bench, "host2's agent is killed", 1, &["host2: connection: bad"])
+}
+
 /// Twice: while contents are scattered, and while guests are streamed. Then, after all that, all are moved.
 pub(super) fn cancel(bench: &mut Bench<'_>) -> Result<()> {
     for phase in ["] scatter", ": stream"] {

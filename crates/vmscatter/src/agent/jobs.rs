@@ -13,6 +13,7 @@ use vmscatter_core::limits::SESSION_VMS_MAX;
 use super::cancel::CancelToken;
 use super::input::one_line;
 use super::protocol::{JobKind, JobState, JobStatus};
+use crate::report::doctor::DoctorOutcome;
 use crate::report::event::{JobEvent, JobOutcome, Progress};
 use crate::report::outcome::{Exit, MigrateOutcome, ScanOutcome};
 use crate::report::plan::PlanOutcome;
@@ -185,6 +186,7 @@ fn broken(kind: JobKind, error: &str) -> JobOutcome {
         JobKind::Migrate => JobOutcome::Migrate(MigrateOutcome::failed(error)),
         JobKind::Plan => JobOutcome::Plan(Box::new(PlanOutcome::failed(error))),
         JobKind::Scan => JobOutcome::Scan(ScanOutcome::failed(error)),
+        JobKind::Doctor => JobOutcome::Doctor(DoctorOutcome::failed(error)),
     }
 }
 

@@ -21,8 +21,8 @@ use super::guest_file::GuestFile;
 use super::input::BadInput;
 use super::jobs::Job;
 use super::protocol::{
-    JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX, ScanRequest,
-    TargetSpec,
+    DoctorRequest, JobKind, LocalReply, LocalRequest, MigrateRequest, PlanRequest, REQUEST_BYTES_MAX,
+    ScanRequest, TargetSpec,
 };
 use crate::recovery::operator;
 use crate::report::event::JobOutcome;
@@ -164,6 +164,10 @@ pub async fn serve(context: Arc<AgentContext>, stream: UnixStream) -> Result<(),
             Ok(job) => client.follow(&job, None).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
         },
+        LocalRequest::Doctor(request) => match start_doctor(&context, request) {
+            Ok(job) => client.follow(&job, None).await,
+            Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
+        },
         LocalRequest::Scan(request) => match start_scan(&context, request) {
             Ok((job, file)) => client.follow(&job, Some(file)).await,
             Err(refusal) => client.refuse(refusal.exit, refusal.reason).await,
@@ -207,6 +211,15 @@ fn start_plan(context: &Arc<AgentContext>, request: PlanRequest) -> Result<Arc<J
     let task_context = context.clone();
     Ok(context.jobs.start(JobKind::Plan, names, |events, cancel| async move {
         JobOutcome::Plan(Box::new(crate::source::run_plan(task_context, request, events, cancel).await))
+    })?)
+}
+
+fn start_doctor(context: &Arc<AgentContext>, request: DoctorRequest) -> Result<Arc<Job>, Refusal> {
+    request.check()?;
+    check_elsewhere(context, &request.targets)?;
+    let task_context = context.clone();
+    Ok(context.jobs.start(JobKind::Doctor, Vec::new(), |events, cancel| async move {
+        JobOutcome::Doctor(crate::source::run_doctor(task_context, request, events, cancel).await)
     })?)
 }
 

@@ -5,6 +5,7 @@
 //! A request is checked on both sides by the same [`MigrateRequest::check`].
 
 mod convergence;
+mod doctor;
 mod placement;
 mod recovery;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use vmscatter_core::limits::{GROUPS_MAX, SESSION_TARGETS_MAX, SESSION_VMS_MAX};
 
 pub use convergence::ConvergenceRequest;
+pub use doctor::DoctorRequest;
 pub use placement::{Pin, PlacementRules};
 pub use recovery::{ForceSide, RecoverRequest, RecoveredVm, UnfinishedStatus};
 
@@ -177,6 +179,8 @@ pub enum LocalRequest {
     Plan(PlanRequest),
     /// Start a scan; answered by `job`, its events, a `file` if one was asked for and the scan has succeeded, `done`.
     Scan(ScanRequest),
+    /// Start an examination; answered by `job`, its events, `done`.
+    Doctor(DoctorRequest),
     /// Show a job from its beginning, as far as its events are kept; answered as if it had just been started.
     Attach {
         /// The job.
@@ -243,6 +247,8 @@ pub enum JobKind {
     Plan,
     /// Looks for equal pages.
     Scan,
+    /// Looks at other hosts, and what lies between.
+    Doctor,
 }
 
 /// Where a job stands.

@@ -18,6 +18,7 @@ use super::{Failure, complain};
 use crate::agent::input::one_line;
 use crate::agent::local::{LineError, read_line, write_line};
 use crate::agent::protocol::{ForceSide, LocalReply, LocalRequest, REPLY_BYTES_MAX, RecoverRequest};
+use crate::report::doctor;
 use crate::report::event::{JobEvent, JobOutcome};
 use crate::report::outcome::Exit;
 use crate::report::plan::{self, PlanOutcome};
@@ -192,9 +193,11 @@ fn show(outcome: &JobOutcome, view: View) -> Result<(), Failure> {
         (View::Json, JobOutcome::Migrate(outcome)) => print(&to_json(outcome)?),
         (View::Json, JobOutcome::Plan(outcome)) => print(&to_json(outcome)?),
         (View::Json, JobOutcome::Scan(outcome)) => print(&to_json(outcome)?),
+        (View::Json, JobOutcome::Doctor(outcome)) => print(&to_json(outcome)?),
         (_, JobOutcome::Migrate(outcome)) => print(&summary::migrate(outcome)),
         (_, JobOutcome::Plan(outcome)) => print(&plan::text(outcome)),
         (_, JobOutcome::Scan(outcome)) => print(&summary::scan(outcome)),
+        (_, JobOutcome::Doctor(outcome)) => print(&doctor::text(outcome)),
     }
     Ok(())
 }

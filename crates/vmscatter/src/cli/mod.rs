@@ -99,6 +99,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
             let out = options.out.as_deref().map(OutFile::create).transpose()?;
             client::run(&options.agent.socket, request, client::View::of(&options.view, false), out)
         }
+        Command::Doctor(options) => {
+            let request = request::doctor(&options)?;
+            client::run(&options.agent.socket, request, client::View::of(&options.view, false), None)
+        }
         Command::Attach { job, agent, view } => {
             client::attach(&agent.socket, job, client::View::of(&view, false))
         }

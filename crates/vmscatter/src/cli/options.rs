@@ -62,6 +62,9 @@ pub(super) enum Command {
     /// Show what is equal in the guests' memory, per guest and across.
     #[command(after_help = EXIT_CODES)]
     Scan(ScanOptions),
+    /// Look at other hosts and at what lies between: certificates, clocks, memory, QEMUs, multicast, rate and loss.
+    #[command(after_help = EXIT_CODES)]
+    Doctor(DoctorOptions),
     /// Show a job from its beginning until it ends; Ctrl-C leaves it alone.
     #[command(after_help = EXIT_CODES)]
     Attach {
@@ -262,6 +265,24 @@ pub(super) struct PlanOptions {
     pub(super) bandwidth: Option<u64>,
     #[command(flatten)]
     pub(super) collect: CollectOptions,
+    #[command(flatten)]
+    pub(super) view: ViewOptions,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorOptions {
+    #[command(flatten)]
+    pub(super) agent: AgentOptions,
+    /// The hosts: as in `migrate`.
+    #[arg(long = "to", value_name = "NAME=ADDR[:PORT]", required = true, num_args = 1.., value_parser = units::target)]
+    pub(super) targets: Vec<units::TargetOption>,
+    /// What may leave this host meanwhile: bits per second with kbit, mbit, gbit or tbit [default: as much as the links carry,
+    /// for two seconds].
+    #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
+    pub(super) bandwidth: Option<u64>,
+    /// Listen for an IGMP querier so long; one asks every 125 s as a rule.
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(super) listen: Option<Duration>,
     #[command(flatten)]
     pub(super) view: ViewOptions,
 }

@@ -4,13 +4,13 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::options::{MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
+use super::options::{DoctorOptions, MigrateOptions, PlacementOptions, PlanOptions, ScanOptions};
 use super::units::{Host, SavedTarget, TargetOption};
 use crate::agent::config::{os_text, read_bounded};
 use crate::agent::guest_file::GuestFile;
 use crate::agent::input::BadInput;
 use crate::agent::protocol::{
-    ConvergenceRequest, GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest,
+    ConvergenceRequest, DoctorRequest, GuestText, LocalRequest, MigrateRequest, PlacementRules, PlanRequest,
     REQUEST_BYTES_MAX, ScanRequest, TargetSpec,
 };
 use crate::plan::place::Target;
@@ -111,6 +111,18 @@ pub(super) fn scan(options: &ScanOptions) -> Result<LocalRequest, BadInput> {
     };
     request.check()?;
     Ok(LocalRequest::Scan(request))
+}
+
+/// # Errors
+/// One line on what is wrong and where.
+pub(super) fn doctor(options: &DoctorOptions) -> Result<LocalRequest, BadInput> {
+    let request = DoctorRequest {
+        targets: options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?,
+        bandwidth_bits: options.bandwidth,
+        listen_ms: options.listen.map_or(0, millis),
+    };
+    request.check()?;
+    Ok(LocalRequest::Doctor(request))
 }
 
 fn millis(span: Duration) -> u64 {

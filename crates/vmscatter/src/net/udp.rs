@@ -63,6 +63,14 @@ fn only_v4(what: IpAddr) -> io::Result<Ipv4Addr> {
     }
 }
 
+/// Bytes of a datagram behind the UDP header that an interface of this MTU carries whole to or from `local`; an MTU below
+/// 1280 counts as that.
+pub fn datagram_bytes(mtu: u32, local: IpAddr) -> usize {
+    let headers = if local.is_ipv6() { 48 } else { 28 };
+    // A packet's length has 16 bits, whatever an interface says (loopback: 65536).
+    mtu.clamp(1280, u32::from(u16::MAX)) as usize - headers
+}
+
 /// Sends to multicast groups.
 #[derive(Debug)]
 pub struct MulticastSender {
@@ -234,6 +242,25 @@ impl Drop for GroupReceivers {
     }
 }
 
+/// As much as the kernel lets us have.
+fn enlarge(socket: &Socket) -> io::Result<()> {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    }
+    Ok(())
+}
+
+/// What a receiver's socket holds, in bytes: what it asks for, or what `net.core.rmem_max` leaves of that.
+///
+/// # Errors
+/// Those of the socket.
+pub fn receive_buffer_bytes() -> io::Result<u64> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    enlarge(&socket)?;
+    // Linux says twice of what was asked for (socket(7)).
+    Ok(socket.recv_buffer_size()? as u64 / 2)
+}
+
 /// A socket that receives what is sent to `group`, once it is joined.
 fn open(group: SocketAddrV4) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
@@ -245,9 +272,7 @@ fn open(group: SocketAddrV4) -> io::Result<Socket> {
     // Each of these is an improvement that a kernel may lack.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
-    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
-        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-    }
+    enlarge(&socket)?;
     socket.set_read_timeout(Some(LOOK_UP))?;
     Ok(socket)
 }
@@ -328,6 +353,14 @@ mod tests {
     use crate::agent::config::MulticastPrefix;
 
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn datagrams_are_as_long_as_the_interface_carries() {
+        assert_eq!(datagram_bytes(1500, LOCALHOST), 1472);
+        assert_eq!(datagram_bytes(9000, std::net::Ipv6Addr::LOCALHOST.into()), 8952);
+        assert_eq!(datagram_bytes(65_536, LOCALHOST), 65_507, "what UDP has at most");
+        assert_eq!(datagram_bytes(0, LOCALHOST), 1252);
+    }
 
     fn group(port: u16) -> SocketAddr {
         let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::doctor::DoctorOutcome;
 use super::outcome::{GuestOutcome, MigrateOutcome, ScanOutcome};
 use super::plan::PlanOutcome;
 
@@ -114,6 +115,8 @@ pub enum JobOutcome {
     Plan(Box<PlanOutcome>),
     /// `scan`.
     Scan(ScanOutcome),
+    /// `doctor`.
+    Doctor(DoctorOutcome),
 }
 
 impl JobOutcome {
@@ -123,6 +126,7 @@ impl JobOutcome {
             JobOutcome::Migrate(outcome) => outcome.exit,
             JobOutcome::Plan(outcome) => outcome.exit,
             JobOutcome::Scan(outcome) => outcome.exit,
+            JobOutcome::Doctor(outcome) => outcome.exit,
         }
     }
 
@@ -132,6 +136,7 @@ impl JobOutcome {
             JobOutcome::Migrate(outcome) => outcome.error.as_deref(),
             JobOutcome::Plan(outcome) => outcome.error.as_deref(),
             JobOutcome::Scan(outcome) => outcome.error.as_deref(),
+            JobOutcome::Doctor(outcome) => outcome.error.as_deref(),
         }
     }
 }

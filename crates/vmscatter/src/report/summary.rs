@@ -152,6 +152,7 @@ pub fn status(status: &AgentStatus) -> String {
                 JobKind::Migrate => "migrate",
                 JobKind::Plan => "plan",
                 JobKind::Scan => "scan",
+                JobKind::Doctor => "doctor",
             };
             let state = match (job.state, job.exit) {
                 (_, Some(exit)) => format!("ended with {}", exit.code()),

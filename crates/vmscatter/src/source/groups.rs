@@ -84,7 +84,7 @@ impl Groups {
 }
 
 /// Different groups, all with one port; the prefix must have as many.
-fn random_groups(count: usize, config: &MulticastConfig) -> Vec<SocketAddr> {
+pub(super) fn random_groups(count: usize, config: &MulticastConfig) -> Vec<SocketAddr> {
     let port = 1024 + u16::from_be_bytes(random()) % 60_000;
     let mut groups: Vec<SocketAddr> = Vec::with_capacity(count);
     while groups.len() < count {

@@ -78,10 +78,10 @@ struct Links {
 }
 
 /// The keys of a session, as they are given to targets.
-struct RawKeys {
-    session: Uuid,
-    mac: [u8; 16],
-    digest: [u8; 16],
+pub(super) struct RawKeys {
+    pub(super) session: Uuid,
+    pub(super) mac: [u8; 16],
+    pub(super) digest: [u8; 16],
 }
 
 impl Run {
@@ -293,25 +293,8 @@ impl Run {
         limit: Option<Arc<RateLimit>>,
         events: &UnboundedSender<Event>,
     ) -> Result<Arc<TargetLink>, Stop> {
-        let ControlConnection { sender, mut receiver, peer } = connection;
-        let fault = |what: String| Stop::Failed(format!("{}: {what}", peer.name));
-        let own = SetGrant { set: number, key: random(), group: None };
-        let contact = Contact { addr: self.ctx.listen, journal: self.ctx.journal.id() };
-        let (mac_key, digest_key) = (keys.mac, keys.digest);
-        let open = Message::Open { mac_key, digest_key, target: number, own_set: number, contact };
-        for message in [open, Message::Grant(vec![own.clone()])] {
-            sender.send(message).await.map_err(|e| fault(e.to_string()))?;
-        }
-        // Its answer says that the session is there for a data connection to find.
-        match tokio::time::timeout(GRANT_DEADLINE, receiver.recv()).await {
-            Ok(Ok(Some(Message::Granted))) => {}
-            Ok(Ok(Some(_))) => return Err(fault("answers what was not asked".to_owned())),
-            Ok(Ok(None)) => return Err(fault("closed the connection".to_owned())),
-            Ok(Err(error)) => return Err(fault(error.to_string())),
-            Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
-        }
-        let link = TargetLink::connect(number, &peer, sender, keys.session, &own, limit).await;
-        let link = link.map_err(|e| fault(format!("data connection: {e}")))?;
+        let opened = open_target(&self.ctx, keys, number, connection, limit).await;
+        let (link, receiver) = opened.map_err(Stop::Failed)?;
         forward_control(number, receiver, events.clone());
         Ok(link)
     }
@@ -326,6 +309,38 @@ impl Run {
             found,
         )
     }
+}
+
+/// Opens the session at a target: keys, its own set, the data connection.
+///
+/// # Errors
+/// One line that names the target.
+pub(super) async fn open_target(
+    ctx: &AgentContext,
+    keys: &RawKeys,
+    number: u16,
+    connection: ControlConnection,
+    limit: Option<Arc<RateLimit>>,
+) -> Result<(Arc<TargetLink>, ControlReceiver), String> {
+    let ControlConnection { sender, mut receiver, peer } = connection;
+    let fault = |what: String| format!("{}: {what}", peer.name);
+    let own = SetGrant { set: number, key: random(), group: None };
+    let contact = Contact { addr: ctx.listen, journal: ctx.journal.id() };
+    let (mac_key, digest_key) = (keys.mac, keys.digest);
+    let open = Message::Open { mac_key, digest_key, target: number, own_set: number, contact };
+    for message in [open, Message::Grant(vec![own.clone()])] {
+        sender.send(message).await.map_err(|e| fault(e.to_string()))?;
+    }
+    // Its answer says that the session is there for a data connection to find.
+    match tokio::time::timeout(GRANT_DEADLINE, receiver.recv()).await {
+        Ok(Ok(Some(Message::Granted))) => {}
+        Ok(Ok(Some(_))) => return Err(fault("answers what was not asked".to_owned())),
+        Ok(Ok(None)) => return Err(fault("closed the connection".to_owned())),
+        Ok(Err(error)) => return Err(fault(error.to_string())),
+        Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
+    }
+    let link = TargetLink::connect(number, &peer, sender, keys.session, &own, limit).await;
+    Ok((link.map_err(|e| fault(format!("data connection: {e}")))?, receiver))
 }
 
 /// Has each target start the incoming QEMUs of its guests.

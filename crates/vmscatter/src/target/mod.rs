@@ -9,11 +9,13 @@
 //!
 //! - [`data`]: hands data connections to their sessions
 //! - `actor`: the thread that feeds and drains the state machine
+//! - `examined`: what this host says of itself to `doctor`; `hops`: connections to other targets
 //! - `incoming`: starts incoming QEMUs, lets them run, ends them
 //! - `pipe`: the two threads of each VM's migration socket
 
 mod actor;
 pub mod data;
+pub(crate) mod examined;
 mod hops;
 pub(crate) mod incoming;
 mod pipe;
@@ -43,6 +45,9 @@ pub async fn serve(ctx: Arc<AgentContext>, connection: ControlConnection) {
     }
     if let Ok(Ok(Some(Message::Inquire { vm, word }))) = first {
         return crate::recovery::exchange::serve(ctx, peer, sender, receiver, (vm, word)).await;
+    }
+    if let Ok(Ok(Some(Message::Examine { group, key }))) = first {
+        return examined::answer(&ctx, &peer, &sender, group, key).await;
     }
     let Ok(Ok(Some(Message::Open { mac_key, digest_key, target, own_set, contact }))) = first else {
         tracing::warn!(source = peer.name, "the session was not opened");

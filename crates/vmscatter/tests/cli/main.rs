@@ -1,6 +1,7 @@
 //! The built binary from outside, as one test binary.
 
 mod agents;
+mod doctor;
 mod harness;
 mod hostile;
 mod input;

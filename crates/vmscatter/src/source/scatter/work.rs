@@ -1,6 +1,7 @@
 //! The scatter's thread: it waits, feeds core's state machines, and does what they say.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 use super::{Order, Setup, Shared};
 use crate::agent::protocol::Transport;
 use crate::net::outlet::Outlet;
-use crate::net::udp::MulticastSender;
+use crate::net::udp::{MulticastSender, datagram_bytes};
 use crate::source::actor::Event;
 
 /// The thread looks up at least this often while there is something to send.
@@ -66,14 +67,13 @@ impl Work {
         queue: Receiver<Order>,
         shared: Arc<Shared>,
     ) -> std::io::Result<Work> {
-        let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500).max(1280);
+        let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500);
         let local = setup.links.first().map(|link| link.local_addr().ip());
         let socket = match local.filter(|_| !setup.groups.lists.is_empty()) {
             Some(local) => Some(MulticastSender::bind(local)?),
             None => None,
         };
-        let ip_udp_bytes = if local.is_some_and(|ip| ip.is_ipv6()) { 48 } else { 28 };
-        let datagram_bytes = mtu as usize - ip_udp_bytes;
+        let datagram_bytes = datagram_bytes(mtu, local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
         let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),

@@ -1,0 +1,94 @@
+//! What this host says of itself to a source that examines it, and the probes that it sends back.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio::process::Command;
+use vmscatter_core::wire::control::{HostReport, Message, QemuProgram};
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
+use vmscatter_core::wire::seal::{Channel, SealKey};
+
+use crate::agent::AgentContext;
+use crate::agent::config::os_text;
+use crate::agent::control::{ControlSender, PeerInfo};
+use crate::agent::input::one_line;
+use crate::net::udp::{MulticastSender, receive_buffer_bytes};
+
+/// Probes, and how far apart.
+const PROBES: u32 = 20;
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+const PROBE_BYTES: usize = 16;
+/// A QEMU that says no version by then says none.
+const VERSION_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Answers [`Message::Examine`].
+pub(super) async fn answer(
+    ctx: &AgentContext,
+    peer: &PeerInfo,
+    sender: &ControlSender,
+    group: SocketAddr,
+    key: [u8; 32],
+) {
+    let probes = match probe(peer, group, key).await {
+        Ok(probes) => probes,
+        Err(error) => {
+            tracing::warn!(source = peer.name, %group, "probes for an examination: {error}");
+            0
+        }
+    };
+    let report = HostReport { probes, ..host_report(&ctx.config.programs).await };
+    // A connection that is lost is told of by its reader.
+    let _ = sender.send(Message::Examined(report)).await;
+}
+
+/// What this host is like; no probes have been sent.
+pub(crate) async fn host_report(programs: &[std::path::PathBuf]) -> HostReport {
+    let mut qemus = Vec::new();
+    for program in programs {
+        qemus.push(QemuProgram { path: program.display().to_string(), version: version(program).await });
+    }
+    let memberships = std::fs::read_to_string("/proc/sys/net/ipv4/igmp_max_memberships");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    HostReport {
+        clock_unix_us: now.map_or(0, |now| now.as_micros() as u64),
+        igmp_max_memberships: memberships.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+        receive_buffer_bytes: receive_buffer_bytes().unwrap_or(0),
+        qemus,
+        probes: 0,
+    }
+}
+
+/// As `PROGRAM --version` has it: what stands behind "version" in its first line.
+async fn version(program: &Path) -> Result<String, String> {
+    let output = Command::new(program).arg("--version").kill_on_drop(true).output();
+    let output = match tokio::time::timeout(VERSION_DEADLINE, output).await {
+        Ok(output) => output.map_err(|error| os_text(&error))?,
+        Err(_) => return Err(format!("says nothing within {} s", VERSION_DEADLINE.as_secs())),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().next().and_then(|line| line.split_once("version "));
+    match version {
+        Some((_, version)) => Ok(one_line(version.split_whitespace().next().unwrap_or_default())),
+        None => Err("does not say its version".to_owned()),
+    }
+}
+
+async fn probe(peer: &PeerInfo, group: SocketAddr, key: [u8; 32]) -> Result<u32, String> {
+    // The peer names it: nothing but a group is sent to.
+    if !matches!(group.ip(), IpAddr::V4(ip) if ip.is_multicast()) {
+        return Err("no IPv4 multicast group".to_owned());
+    }
+    let mut socket = MulticastSender::bind(peer.local_addr.ip()).map_err(|error| os_text(&error))?;
+    let mut seal = SealKey::new(&key, Channel::PROBE);
+    let mut sent = 0;
+    for number in 0..PROBES {
+        let tag = session_tag(&peer.session);
+        let header = PieceHeader::whole(PieceKind::Probe, 0, tag, number.into(), PROBE_BYTES);
+        let mut piece = Vec::new();
+        seal_piece(&mut seal, &header, &[0; PROBE_BYTES], &mut piece).map_err(|error| error.to_string())?;
+        sent += u32::from(socket.send(group, &piece, piece.len()).is_ok());
+        tokio::time::sleep(PROBE_INTERVAL).await;
+    }
+    Ok(sent)
+}
