@@ -180,7 +180,13 @@ impl Agents {
         Ok(nix::unistd::Pid::from_raw(child.id().try_into()?))
     }
 
-    fn start_agent(&self, host: &Host, keys: &Path) -> Result<Child> {
+    /// The vmscatter program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Starts a host's agent with the keys of this directory, and waits until it listens.
+    pub(crate) fn start_agent(&self, host: &Host, keys: &Path) -> Result<Child> {
         let file = |name: &str, extension: &str| keys.join(format!("{name}.{extension}"));
         let config = AgentConfig {
             name: &host.name,

@@ -5,6 +5,7 @@
 
 mod bench;
 mod busy;
+mod intruder;
 pub mod kill;
 mod neighbours;
 mod scenarios;
@@ -37,6 +38,8 @@ pub enum Scenario {
     RelayDies,
     /// What one target passes on to another does not get there any more, and nobody is told.
     RelayIsCut,
+    /// A host that is in nobody's set listens, plays again and forges.
+    Intruder,
     /// Nothing is moved: `doctor` finds what is wrong, and nothing else.
     Doctor,
     /// Ctrl-C while guests are on their way; then all are moved after all.
@@ -61,7 +64,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
@@ -69,6 +72,7 @@ impl Scenario {
         Self::GroupsFallSilent,
         Self::RelayDies,
         Self::RelayIsCut,
+        Self::Intruder,
         Self::Doctor,
         Self::Cancel,
         Self::TargetDies,
@@ -94,6 +98,7 @@ impl Scenario {
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
             Self::RelayIsCut => "relay-is-cut",
+            Self::Intruder => "intruder",
             Self::Doctor => "doctor",
             Self::Cancel => "cancel",
             Self::TargetDies => "target-dies",
@@ -120,6 +125,7 @@ impl Scenario {
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),
             Self::RelayIsCut => scenarios::relay_is_cut(bench),
+            Self::Intruder => intruder::play(bench),
             Self::Doctor => scenarios::doctor(bench),
             Self::Cancel => scenarios::cancel(bench),
             Self::TargetDies => scenarios::target_dies(bench),

@@ -508,7 +508,21 @@ impl Actor {
     }
 
     /// What runs here is left to run. What was voted for and not decided stays paused, and is recovery's.
+    /// Of what came that nobody but an intruder, or a broken network, sends.
+    fn tell_of_strangers(&mut self) {
+        let counters = self.session.receiver().counters();
+        if counters.forged > 0 {
+            tracing::warn!(
+                source = self.about.peer.name,
+                forged = counters.forged,
+                replayed = counters.replayed,
+                "pieces that were not the source's, or came again, were dropped"
+            );
+        }
+    }
+
     fn leave(mut self) {
+        self.tell_of_strangers();
         let in_doubt: Vec<u16> = self.session.in_doubt().map(|spec| spec.vm).collect();
         let counted = self.ctx.config.memory.capacity_bytes.is_some();
         let _runtime = self.runtime.enter();
