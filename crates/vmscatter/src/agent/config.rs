@@ -25,6 +25,7 @@
 //! interface = "eth1"                  # default: the one that has the control connection's address
 //! prefix = "239.255.0.0/16"
 //! source_specific = true
+//! ttl = 1                             # routers that datagrams pass, and one
 //!
 //! [fingerprints]
 //! key = "fleet.key"                   # the same on all hosts; without it `scan --out` is refused
@@ -119,6 +120,8 @@ pub struct MulticastConfig {
     pub prefix: MulticastPrefix,
     /// Groups are joined for the source's address only.
     pub source_specific: bool,
+    /// Time to live of datagrams: 1 keeps them on the link.
+    pub ttl: u8,
 }
 
 /// A range of IPv4 multicast groups.
@@ -202,6 +205,7 @@ struct RawMulticast {
     interface: Option<String>,
     prefix: Option<String>,
     source_specific: Option<bool>,
+    ttl: Option<u8>,
 }
 
 impl AgentConfig {
@@ -325,19 +329,33 @@ fn memory(raw: RawMemory) -> Result<MemoryConfig, (&'static str, String)> {
     })
 }
 
+/// Whether an interface can be called so.
+///
+/// # Errors
+/// One line.
+pub fn check_interface(name: &str) -> Result<(), String> {
+    // IFNAMSIZ less the terminator (netdevice(7)).
+    match name.is_empty() || name.len() > 15 || name.contains(['/', '\0', ' ']) {
+        true => Err(format!("'{name}' is no name of an interface")),
+        false => Ok(()),
+    }
+}
+
 fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String)> {
     if let Some(name) = &raw.interface {
-        // IFNAMSIZ less the terminator (netdevice(7)).
-        if name.is_empty() || name.len() > 15 || name.contains(['/', '\0', ' ']) {
-            return Err(("multicast.interface", format!("'{name}' is no name of an interface")));
-        }
+        check_interface(name).map_err(|detail| ("multicast.interface", detail))?;
     }
     let prefix = MulticastPrefix::parse(raw.prefix.as_deref().unwrap_or("239.255.0.0/16"))
         .map_err(|detail| ("multicast.prefix", detail))?;
+    let ttl = raw.ttl.unwrap_or(1);
+    if ttl == 0 {
+        return Err(("multicast.ttl", "must be 1 to 255".to_owned()));
+    }
     Ok(MulticastConfig {
         interface: raw.interface,
         prefix,
         source_specific: raw.source_specific.unwrap_or(true),
+        ttl,
     })
 }
 
@@ -398,7 +416,7 @@ mod tests {
             config.multicast.prefix,
             MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 }
         );
-        assert!(config.multicast.source_specific);
+        assert!(config.multicast.source_specific && config.multicast.ttl == 1);
         assert_eq!(config.fleet_key, None);
         let config = parse(&GOOD.replace("[qemu]", "[fingerprints]\nkey = 'fleet.key'\n[qemu]")).unwrap();
         assert_eq!(config.fleet_key.as_deref(), Some(Path::new("/etc/v/fleet.key")));
@@ -427,6 +445,7 @@ mod tests {
             ("[qemu]", "[multicast]\nprefix = '239.255.0.1/16'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\nprefix = '239.255.0.0/33'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\ninterface = 'a/b'\n[qemu]", "multicast.interface: "),
+            ("[qemu]", "[multicast]\nttl = 0\n[qemu]", "multicast.ttl: "),
             ("[qemu]", "[fingerprints]\n[qemu]", "missing field `key`"),
             ("[qemu]", "[values]\nrun_dir = 'x'\n[qemu]", "values: "),
             ("[qemu]", "[values]\n'a b' = 'x'\n[qemu]", "values: "),

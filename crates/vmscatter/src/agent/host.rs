@@ -32,6 +32,9 @@ pub enum HostError {
     /// No interface has that address.
     #[error("no interface has the address {0}")]
     NoAddress(IpAddr),
+    /// Multicast is IPv4's, and the interface has no address of it.
+    #[error("the interface '{0}' has no IPv4 address for multicast")]
+    NoIpv4(String),
     /// The kernel's answer to a question that should succeed.
     #[error("{0}: {text}", text = os_text(.1))]
     Os(&'static str, std::io::Error),

@@ -58,6 +58,7 @@ use protocol::{AgentStatus, IncomingStatus};
 use speeds::Speeds;
 use tls::TlsContext;
 
+use crate::net::udp::WayOut;
 use crate::recovery::{self, Recovery};
 use crate::target::data::DataRouter;
 
@@ -119,6 +120,17 @@ impl AgentContext {
             Some(name) => Interface::named(name),
             None => Interface::with_address(addr.ip()),
         }
+    }
+
+    /// By which way multicast leaves this host, by the interface of this name if there is one, on a session whose control
+    /// connections have the local address `addr`.
+    ///
+    /// # Errors
+    /// There is no such interface, or it has no IPv4 address.
+    pub fn way_out(&self, name: Option<&str>, addr: SocketAddr) -> Result<WayOut, HostError> {
+        let interface = name.map_or_else(|| self.interface(addr), Interface::named)?;
+        let ipv4 = interface.ipv4.ok_or(HostError::NoIpv4(interface.name))?;
+        Ok(WayOut { interface: Some(ipv4), ttl: self.config.multicast.ttl })
     }
 
     /// What `vmscatter status` shows.

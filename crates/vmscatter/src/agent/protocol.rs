@@ -20,6 +20,7 @@ pub use doctor::DoctorRequest;
 pub use placement::{Pin, PlacementRules};
 pub use recovery::{ForceSide, RecoverRequest, RecoveredVm, UnfinishedStatus};
 
+use super::config;
 use super::guest_file::GuestFile;
 use super::input::{BadInput, is_host_name, one_line};
 use crate::report::event::JobEvent;
@@ -113,6 +114,9 @@ pub struct MigrateRequest {
     /// How contents that several targets need reach them.
     #[serde(default)]
     pub transport: Transport,
+    /// The interface by which multicast leaves, instead of the agent's own choice.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// Multicast groups that target sets share, [`GROUPS_DEFAULT`] unless given.
     #[serde(default)]
     pub groups: Option<usize>,
@@ -330,6 +334,7 @@ impl MigrateRequest {
         }
         self.convergence.check()?;
         check_groups(self.groups)?;
+        check_interface(self.interface.as_deref())?;
         check_collect_cpu(self.collect_cpu_percent)?;
         Ok(guests)
     }
@@ -403,6 +408,10 @@ pub fn check_groups(groups: Option<usize>) -> Result<(), BadInput> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_interface(name: Option<&str>) -> Result<(), BadInput> {
+    name.map_or(Ok(()), config::check_interface).map_err(|detail| BadInput::new("--interface", detail))
 }
 
 fn check_bandwidth(bits: Option<u64>) -> Result<(), BadInput> {

@@ -184,6 +184,10 @@ pub(super) struct MigrateOptions {
     /// How contents that several targets need reach them.
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub(super) transport: Transport,
+    /// The interface by which multicast leaves this host [default: the agent's configuration, else that by which the targets are
+    /// reached].
+    #[arg(long, value_name = "NAME")]
+    pub(super) interface: Option<String>,
     /// Multicast groups; sets of targets beyond so many share them, one after the other (up to 64).
     #[arg(long, value_name = "K", default_value_t = GROUPS_DEFAULT)]
     pub(super) groups: usize,
@@ -280,6 +284,9 @@ pub(super) struct DoctorOptions {
     /// for two seconds].
     #[arg(long, value_name = "RATE", value_parser = units::bandwidth)]
     pub(super) bandwidth: Option<u64>,
+    /// The interface by which multicast leaves this host, as in `migrate`.
+    #[arg(long, value_name = "NAME")]
+    pub(super) interface: Option<String>,
     /// Listen for an IGMP querier so long; one asks every 125 s as a rule.
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub(super) listen: Option<Duration>,

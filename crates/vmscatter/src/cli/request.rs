@@ -38,6 +38,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<LocalRequest, BadInput
         },
         groups: Some(options.groups),
         transport: options.transport,
+        interface: options.interface.clone(),
         unsorted_groups: options.unsorted_groups,
         collect_cpu_percent: options.collect.cpu_percent,
     };
@@ -119,6 +120,7 @@ pub(super) fn doctor(options: &DoctorOptions) -> Result<LocalRequest, BadInput> 
     let request = DoctorRequest {
         targets: options.targets.iter().map(resolve).collect::<Result<Vec<_>, _>>()?,
         bandwidth_bits: options.bandwidth,
+        interface: options.interface.clone(),
         listen_ms: options.listen.map_or(0, millis),
     };
     request.check()?;

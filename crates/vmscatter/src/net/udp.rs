@@ -71,6 +71,20 @@ pub fn datagram_bytes(mtu: u32, local: IpAddr) -> usize {
     mtu.clamp(1280, u32::from(u16::MAX)) as usize - headers
 }
 
+/// By which way datagrams leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WayOut {
+    /// An address of the interface; `None`: that which has the address from which they are sent.
+    pub interface: Option<Ipv4Addr>,
+    /// Time to live: 1 keeps them on the link.
+    pub ttl: u8,
+}
+
+impl WayOut {
+    /// On the link of the address from which they are sent, and no further.
+    pub const LINK: WayOut = WayOut { interface: None, ttl: 1 };
+}
+
 /// Sends to multicast groups.
 #[derive(Debug)]
 pub struct MulticastSender {
@@ -80,16 +94,16 @@ pub struct MulticastSender {
 }
 
 impl MulticastSender {
-    /// A socket that sends from `local`, whose interface the datagrams leave by; one hop far, and not to this host.
+    /// A socket that sends from `local`, not to this host; datagrams leave as `out` says.
     ///
     /// # Errors
     /// Those of the socket, and for IPv6, which is not spoken yet.
-    pub fn bind(local: IpAddr) -> io::Result<MulticastSender> {
+    pub fn bind(local: IpAddr, out: WayOut) -> io::Result<MulticastSender> {
         let local = only_v4(local)?;
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.bind(&SocketAddrV4::new(local, 0).into())?;
-        socket.set_multicast_if_v4(&local)?;
-        socket.set_multicast_ttl_v4(1)?;
+        socket.set_multicast_if_v4(&out.interface.unwrap_or(local))?;
+        socket.set_multicast_ttl_v4(out.ttl.into())?;
         socket.set_multicast_loop_v4(false)?;
         Ok(MulticastSender { socket, offload: true })
     }
@@ -355,6 +369,16 @@ mod tests {
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
+    fn datagrams_leave_as_they_are_told() {
+        let out = WayOut { interface: Some(Ipv4Addr::LOCALHOST), ttl: 7 };
+        let sender = MulticastSender::bind(LOCALHOST, out).unwrap();
+        assert_eq!(sender.socket.multicast_ttl_v4().unwrap(), 7);
+        assert_eq!(sender.socket.multicast_if_v4().unwrap(), Ipv4Addr::LOCALHOST);
+        let sender = MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap();
+        assert_eq!(sender.socket.multicast_ttl_v4().unwrap(), 1);
+    }
+
+    #[test]
     fn datagrams_are_as_long_as_the_interface_carries() {
         assert_eq!(datagram_bytes(1500, LOCALHOST), 1472);
         assert_eq!(datagram_bytes(9000, std::net::Ipv6Addr::LOCALHOST.into()), 8952);
@@ -364,7 +388,7 @@ mod tests {
 
     fn group(port: u16) -> SocketAddr {
         let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };
-        let config = MulticastConfig { interface: None, prefix, source_specific: true };
+        let config = MulticastConfig { interface: None, prefix, source_specific: true, ttl: 1 };
         let group = random_group(&config);
         assert!(matches!(group, IpAddr::V4(addr) if addr.octets()[..2] == [239, 255]));
         SocketAddr::new(group, port)
@@ -402,7 +426,7 @@ mod tests {
 
     #[test]
     fn datagrams_arrive_cut_as_they_were_sent() {
-        let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+        let mut sender = MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap();
         let (pieces, reads) = send_and_compare(&mut sender, LOCALHOST, 40_101);
         assert_eq!(pieces, 100_000usize.div_ceil(1400));
         assert!(sender.is_offloaded() && reads < pieces, "{reads} reads: the kernel segments and coalesces");
@@ -414,7 +438,7 @@ mod tests {
     /// The kernel segments nothing whose checksums are switched off; that very burst leaves all the same.
     #[test]
     fn burst_that_the_kernel_refuses_to_segment_leaves_one_by_one() {
-        let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+        let mut sender = MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap();
         let on: libc::c_int = 1;
         // SAFETY: the option's value is a C int that lives on, and its length is given (socket(7), SO_NO_CHECK).
         let result = unsafe {
@@ -436,7 +460,7 @@ mod tests {
         let lo = Interface::with_address(LOCALHOST).unwrap();
         for source in [None, Some(LOCALHOST)] {
             let (mut receivers, mut others) = (GroupReceivers::new(), GroupReceivers::new());
-            let mut sender = MulticastSender::bind(LOCALHOST).unwrap();
+            let mut sender = MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap();
             others.join(group, source, &lo, &to_other).unwrap();
             for round in 1..=2 {
                 receivers.join(group, source, &lo, &to_batches).unwrap();
@@ -459,8 +483,8 @@ mod tests {
         let lo = Interface::with_address(LOCALHOST).unwrap();
         let stranger = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
         receivers.join(group, Some(stranger), &lo, &to_batches).unwrap();
-        MulticastSender::bind(LOCALHOST).unwrap().send(group, &[1; 100], 100).unwrap();
-        MulticastSender::bind(stranger).unwrap().send(group, &[2; 100], 100).unwrap();
+        MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap().send(group, &[1; 100], 100).unwrap();
+        MulticastSender::bind(stranger, WayOut::LINK).unwrap().send(group, &[2; 100], 100).unwrap();
         assert_eq!(collect(&batches, 100).0, [vec![2; 100]]);
         assert!(batches.try_recv().is_err());
     }

@@ -29,12 +29,14 @@ use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, ControlReceiver};
 use crate::agent::guest_file::format_uuid;
+use crate::agent::host::HostError;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{self, GROUPS_DEFAULT, MigrateRequest, Pin, Transport};
 use crate::net::data::RateLimit;
+use crate::net::udp::WayOut;
 use crate::plan::LINK_BYTES_PER_S;
 use crate::random::{random, random_uuid};
-use crate::report::event::Phase;
+use crate::report::event::{JobEvent, Phase};
 use crate::report::outcome::{MigrateOutcome, PageClasses, PlacementOutcome, ScatterOutcome};
 
 /// Streams that flow at once: one that is read and one that is loaded keep the link busy, and each is short.
@@ -196,8 +198,10 @@ impl Run {
         let groups_max = self.request.groups.unwrap_or(GROUPS_DEFAULT);
         let is_sorted = !self.request.unsorted_groups;
         let multicast = &self.ctx.config.multicast;
+        let transport = self.transport(&links);
+        let out = self.way_out(transport, &links).map_err(|error| Stop::BadInput(error.to_string()))?;
         let first_number = links.len() as u16;
-        let groups = match self.request.transport {
+        let groups = match transport {
             Transport::Relay => Groups::none(&schedule, first_number),
             Transport::Multicast | Transport::Auto => {
                 Groups::new(&schedule, groups_max, is_sorted, first_number, multicast)
@@ -240,7 +244,8 @@ impl Run {
             streams: vms.iter().map(|vm| vm.stream.clone()).collect(),
             memories: vms.iter().map(|vm| vm.guest.memory.clone()).collect(),
             encoders,
-            transport: self.request.transport,
+            transport,
+            out,
             bandwidth,
             assumed_bytes_per_s: rate,
             events: to_events.clone(),
@@ -297,6 +302,26 @@ impl Run {
         let (link, receiver) = opened.map_err(Stop::Failed)?;
         forward_control(number, receiver, events.clone());
         Ok(link)
+    }
+
+    /// What was asked for, as far as there is multicast for these targets.
+    fn transport(&self, links: &[Arc<TargetLink>]) -> Transport {
+        let asked = self.request.transport;
+        let is_v6 = links.iter().any(|link| link.local_addr().ip().to_canonical().is_ipv6());
+        if asked != Transport::Auto || !is_v6 {
+            return asked;
+        }
+        let text = "targets are reached over IPv6, for which there is no multicast yet: they pass on what several need";
+        self.sink.emit(JobEvent::Warning { guest: None, text: text.to_owned() });
+        Transport::Relay
+    }
+
+    /// By which way multicast leaves; of no account where there is none.
+    fn way_out(&self, transport: Transport, links: &[Arc<TargetLink>]) -> Result<WayOut, HostError> {
+        match links.first().filter(|_| transport != Transport::Relay) {
+            Some(link) => self.ctx.way_out(self.request.interface.as_deref(), link.local_addr()),
+            None => Ok(WayOut::LINK),
+        }
     }
 
     fn outcome(&self, actor: &Actor, mut found: ScatterOutcome) -> MigrateOutcome {

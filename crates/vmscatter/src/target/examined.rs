@@ -30,7 +30,7 @@ pub(super) async fn answer(
     group: SocketAddr,
     key: [u8; 32],
 ) {
-    let probes = match probe(peer, group, key).await {
+    let probes = match probe(ctx, peer, group, key).await {
         Ok(probes) => probes,
         Err(error) => {
             tracing::warn!(source = peer.name, %group, "probes for an examination: {error}");
@@ -74,12 +74,13 @@ async fn version(program: &Path) -> Result<String, String> {
     }
 }
 
-async fn probe(peer: &PeerInfo, group: SocketAddr, key: [u8; 32]) -> Result<u32, String> {
+async fn probe(ctx: &AgentContext, peer: &PeerInfo, group: SocketAddr, key: [u8; 32]) -> Result<u32, String> {
     // The peer names it: nothing but a group is sent to.
     if !matches!(group.ip(), IpAddr::V4(ip) if ip.is_multicast()) {
         return Err("no IPv4 multicast group".to_owned());
     }
-    let mut socket = MulticastSender::bind(peer.local_addr.ip()).map_err(|error| os_text(&error))?;
+    let out = ctx.way_out(None, peer.local_addr).map_err(|error| error.to_string())?;
+    let mut socket = MulticastSender::bind(peer.local_addr.ip(), out).map_err(|error| os_text(&error))?;
     let mut seal = SealKey::new(&key, Channel::PROBE);
     let mut sent = 0;
     for number in 0..PROBES {

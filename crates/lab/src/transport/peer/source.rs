@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use vmscatter::net::data::{DataSender, Priority};
 use vmscatter::net::outlet::Outlet;
-use vmscatter::net::udp::MulticastSender;
+use vmscatter::net::udp::{MulticastSender, WayOut};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent};
 use vmscatter_core::wire::control::{Message, Report};
@@ -80,7 +80,7 @@ pub(super) fn run(task: &Task) -> Result<SourceResult> {
         links.push(Link { control, data, key });
     }
     let members: Vec<u16> = (0..task.targets.len() as u16).collect();
-    let socket = MulticastSender::bind(task.source.into())?;
+    let socket = MulticastSender::bind(task.source.into(), WayOut::LINK)?;
     let mut outlet = Outlet::new(task.session, Some(socket));
     let config =
         SenderConfig { bandwidth: task.bandwidth, datagram_bytes: task.mtu - 28, ..SenderConfig::default() };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TargetSpec, check_bandwidth, check_targets};
+use super::{TargetSpec, check_bandwidth, check_interface, check_targets};
 use crate::agent::input::BadInput;
 
 /// A day.
@@ -17,6 +17,9 @@ pub struct DoctorRequest {
     /// Bits per second that may leave this host meanwhile.
     #[serde(default)]
     pub bandwidth_bits: Option<u64>,
+    /// The interface by which multicast leaves, instead of the agent's own choice.
+    #[serde(default)]
+    pub interface: Option<String>,
     /// How long to listen for IGMP queries at least, in milliseconds.
     #[serde(default)]
     pub listen_ms: u64,
@@ -30,6 +33,7 @@ impl DoctorRequest {
     pub fn check(&self) -> Result<(), BadInput> {
         check_targets(&self.targets)?;
         check_bandwidth(self.bandwidth_bits)?;
+        check_interface(self.interface.as_deref())?;
         if self.listen_ms > LISTEN_MS_MAX {
             return Err(BadInput::new("--listen", "must be a day or less"));
         }

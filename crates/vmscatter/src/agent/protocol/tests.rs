@@ -31,6 +31,7 @@ fn request() -> MigrateRequest {
         },
         groups: Some(1),
         transport: Transport::Relay,
+        interface: Some("eth1".into()),
         unsorted_groups: false,
         collect_cpu_percent: 100,
     }

@@ -255,7 +255,10 @@ async fn try_scatter(
     for link in &links {
         link.send(Message::Grant(vec![SetGrant { set: set.number, key: set.key, group: set.group }]));
     }
-    let setup = Setup { session_tag: session_tag(&session), links: links.clone(), set, bandwidth, said };
+    let out = ctx
+        .way_out(request.interface.as_deref(), links[0].local_addr())
+        .map_err(|error| error.to_string())?;
+    let setup = Setup { session_tag: session_tag(&session), links: links.clone(), set, out, bandwidth, said };
     let tried = tokio::task::spawn_blocking(move || trial::run(setup)).await;
     links.iter().for_each(|link| link.send(Message::Close));
     tried.map_err(|error| error.to_string())?.map_err(|error| error.to_string())

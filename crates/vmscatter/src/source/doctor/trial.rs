@@ -19,7 +19,7 @@ use vmscatter_core::wire::piece::PieceHeader;
 use super::super::groups::SetLink;
 use super::super::link::TargetLink;
 use crate::net::outlet::Outlet;
-use crate::net::udp::{MulticastSender, datagram_bytes};
+use crate::net::udp::{MulticastSender, WayOut, datagram_bytes};
 use crate::random::random;
 
 /// For so long frames are sent.
@@ -38,6 +38,7 @@ pub(super) struct Setup {
     pub(super) session_tag: u64,
     pub(super) links: Vec<Arc<TargetLink>>,
     pub(super) set: SetLink,
+    pub(super) out: WayOut,
     pub(super) bandwidth: Option<u64>,
     pub(super) said: Receiver<Said>,
 }
@@ -89,7 +90,7 @@ pub(super) fn run(setup: Setup) -> std::io::Result<Trial> {
     let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500);
     let local = setup.links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr().ip());
     let datagram_bytes = datagram_bytes(mtu, local);
-    let socket = Some(MulticastSender::bind(local)?);
+    let socket = Some(MulticastSender::bind(local, setup.out)?);
     let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
     let members: Vec<u16> = (0..setup.links.len() as u16).collect();
     let mut sender = Sender::new(config, Time::ZERO);

@@ -23,6 +23,7 @@ use super::groups::Groups;
 use super::link::TargetLink;
 use super::stream::Stream;
 use crate::agent::protocol::Transport;
+use crate::net::udp::WayOut;
 use crate::qemu::memory::GuestMemory;
 use crate::report::outcome::ScatterOutcome;
 use work::Work;
@@ -40,6 +41,8 @@ pub(super) struct Setup {
     pub(super) memories: Vec<Arc<GuestMemory>>,
     pub(super) encoders: Arc<EncodePool>,
     pub(super) transport: Transport,
+    /// By which way multicast leaves.
+    pub(super) out: WayOut,
     pub(super) bandwidth: Option<u64>,
     /// What the link is taken to carry until it has been measured.
     pub(super) assumed_bytes_per_s: f64,

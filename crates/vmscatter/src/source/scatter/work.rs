@@ -70,7 +70,7 @@ impl Work {
         let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500);
         let local = setup.links.first().map(|link| link.local_addr().ip());
         let socket = match local.filter(|_| !setup.groups.lists.is_empty()) {
-            Some(local) => Some(MulticastSender::bind(local)?),
+            Some(local) => Some(MulticastSender::bind(local, setup.out)?),
             None => None,
         };
         let datagram_bytes = datagram_bytes(mtu, local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
