@@ -83,6 +83,7 @@ pub fn run(options: &CollectOptions) -> Result<String> {
         damage: None,
         programs: Programs::default(),
         vmscatter: options.vmscatter.clone(),
+        target_vmscatter: None,
     };
     let agents = Agents::start(&lab, &settings)?;
     let scans = options.percents.iter().map(|percent| Disturbance::Scan(*percent));

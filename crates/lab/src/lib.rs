@@ -18,6 +18,7 @@ pub mod igmp;
 pub mod memory_limit;
 mod names;
 pub mod net;
+pub mod peers;
 pub mod placement;
 pub mod predict;
 pub mod progress;

@@ -17,7 +17,7 @@ use lab::groups::{self, Way};
 use lab::guest::DIRTY_KIB_PER_S;
 use lab::predict::{self, PredictOptions};
 use lab::session::{Programs, Settings};
-use lab::{Accel, GuestOptions, Mode, placement, state, transport, versions};
+use lab::{Accel, GuestOptions, Mode, peers, placement, state, transport, versions};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -39,6 +39,8 @@ enum Command {
     KillMatrix(KillArguments),
     /// Move guests between the distribution's QEMU and one of another version, each way, and compare all RAM
     QemuVersions(VersionsArguments),
+    /// Move guests between agents of this build and of another, each way, and compare all RAM
+    Peers(PeersArguments),
     /// Measure the transport alone, without guests: under loss, beside TCP, with a slow receiver
     Transport(TransportArguments),
     /// One end of `transport`
@@ -180,6 +182,19 @@ struct VersionsArguments {
     /// The other QEMU, as scripts/provision.sh's provision_qemu_alt has it
     #[arg(long, value_name = "PROGRAM", env = "VMSCATTER_QEMU_ALT")]
     alt: PathBuf,
+    /// What runs the guests
+    #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
+    accel: AccelChoice,
+    /// The vmscatter program [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    vmscatter: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct PeersArguments {
+    /// The vmscatter program of another build
+    #[arg(long, value_name = "FILE", env = "VMSCATTER_OTHER")]
+    other: PathBuf,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t = AccelChoice::Tcg)]
     accel: AccelChoice,
@@ -333,6 +348,9 @@ fn main() -> ExitCode {
         Command::QemuVersions(arguments) => {
             scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
+        Command::Peers(arguments) => {
+            scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
+        }
         Command::KillMatrix(arguments) => {
             scatter(arguments.vmscatter.clone(), |vmscatter| arguments.run(vmscatter))
         }
@@ -423,6 +441,7 @@ impl DemoArguments {
             damage: None,
             programs: Programs::default(),
             vmscatter,
+            target_vmscatter: None,
         };
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
@@ -448,6 +467,7 @@ impl PredictArguments {
             damage: None,
             programs: Programs::default(),
             vmscatter,
+            target_vmscatter: None,
         };
         let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
         predict::run(&PredictOptions { settings, modes, bandwidth, first, json })
@@ -466,6 +486,7 @@ fn test_settings(accel: AccelChoice, compare_ram: bool, vmscatter: PathBuf) -> R
         damage: None,
         programs: Programs::default(),
         vmscatter,
+        target_vmscatter: None,
     })
 }
 
@@ -502,6 +523,7 @@ impl GroupsArguments {
             damage: None,
             programs: Programs::default(),
             vmscatter,
+            target_vmscatter: None,
         };
         let way = |groups: &u16, unsorted| Way { groups: usize::from(*groups), unsorted };
         // With fewest groups the order matters most.
@@ -533,6 +555,13 @@ impl VersionsArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
         versions::run(&test_settings(self.accel, true, vmscatter)?, &self.alt)
+    }
+}
+
+impl PeersArguments {
+    fn run(self, vmscatter: PathBuf) -> Result<bool> {
+        state::clean_up_on_signals()?;
+        peers::run(&test_settings(self.accel, true, vmscatter)?, &self.other)
     }
 }
 

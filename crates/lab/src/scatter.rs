@@ -80,6 +80,8 @@ struct Outcome {
 struct ScatterOutcome {
     distinct_nonzero_bytes: u64,
     multicast_bytes: u64,
+    /// Older builds don't say.
+    #[serde(default)]
     relay_bytes: u64,
 }
 
@@ -95,6 +97,7 @@ struct GuestOutcome {
 #[derive(Debug)]
 pub struct Agents {
     program: PathBuf,
+    target_program: PathBuf,
     directory: PathBuf,
     children: Vec<Child>,
     /// No guest's target is given: vmscatter chooses.
@@ -118,6 +121,7 @@ impl Agents {
         let directory = lab.directory().to_owned();
         let mut agents = Self {
             program: settings.vmscatter.clone(),
+            target_program: settings.target_vmscatter.as_ref().unwrap_or(&settings.vmscatter).clone(),
             directory,
             children: Vec::new(),
             unpinned: false,
@@ -204,7 +208,8 @@ impl Agents {
         let path = host.run_dir.join("agent.toml");
         fs::write(&path, toml::to_string(&config)?)?;
         let log_path = host.run_dir.join("agent.log");
-        let mut command = Command::new(&self.program);
+        let program = if host.name == "source" { &self.program } else { &self.target_program };
+        let mut command = Command::new(program);
         command.args(["agent", "--config"]).arg(&path);
         command
             .stdin(Stdio::null())
@@ -363,7 +368,10 @@ impl Agents {
 
     fn migrate_command(&self, session: &Session, mode: Mode, settings: &Settings) -> Result<Command> {
         let mut command = self.command(session, settings)?;
-        command.args(["--compress", mode.compress(), "--transport", mode.transport(), "--json"]);
+        command.args(["--compress", mode.compress(), "--json"]);
+        if mode == Mode::Relay {
+            command.args(["--transport", "relay"]);
+        }
         command.args(&self.options);
         Ok(command)
     }

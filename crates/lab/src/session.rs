@@ -57,11 +57,6 @@ impl Mode {
         if self == Self::ScatterCm { "zstd" } else { "none" }
     }
 
-    /// What it is for `--transport`.
-    pub(crate) fn transport(self) -> &'static str {
-        if self == Self::Relay { "relay" } else { "auto" }
-    }
-
     /// Whether the vmscatter program is needed.
     pub fn needs_vmscatter(self) -> bool {
         matches!(self, Self::Scatter | Self::ScatterCm | Self::Relay)
@@ -116,6 +111,8 @@ pub struct Settings {
     pub programs: Programs,
     /// The vmscatter program.
     pub vmscatter: PathBuf,
+    /// That of the targets, if it is another.
+    pub target_vmscatter: Option<PathBuf>,
 }
 
 /// One flipped bit in one guest.

@@ -119,6 +119,7 @@ pub fn run(options: &Options, accel: Accel, vmscatter: PathBuf) -> Result<Report
             damage: None,
             programs: Programs::default(),
             vmscatter: vmscatter.clone(),
+            target_vmscatter: None,
         };
         let done = run_workload(workload, options, &settings, &assets, &progress);
         report.workloads.push(done.with_context(|| workload.name())?);
