@@ -50,3 +50,32 @@ fn each_host_is_looked_at_and_faults_are_named() {
     t1.stop(Signal::SIGTERM);
     t2.stop(Signal::SIGTERM);
 }
+
+/// Groups and ports are drawn for each session, and what is of another is dropped: two sources that scatter to one target at
+/// once are both acknowledged whole, and the target takes nothing for forged.
+#[test]
+fn two_sources_do_not_meet_at_a_target() {
+    let lab = Lab::new("node1,node2,t1");
+    let (sources, target) = ([lab.agent("node1"), lab.agent("node2")], lab.agent("t1"));
+    let to = format!("t1={}", target.control);
+    let examine = |socket: &str| -> Value {
+        let args = ["doctor", "--json", "--agent", socket, "--to", &to, "--bandwidth", "200mbit"];
+        serde_json::from_slice(&vmscatter(&args).stdout).unwrap()
+    };
+    let outcomes: Vec<Value> = std::thread::scope(|scope| {
+        let runs = sources.each_ref().map(|source| scope.spawn(|| examine(source.socket())));
+        runs.map(|run| run.join().unwrap()).into()
+    });
+    for outcome in &outcomes {
+        let checks = outcome["checks"].as_array().unwrap();
+        let found =
+            |what: &str| checks.iter().find(|check| check["what"] == what).map(|check| &check["found"]);
+        let rate = found("rate").and_then(Value::as_str).expect("frames were acknowledged");
+        assert!(!rate.starts_with("0 "), "{rate}");
+        let arrived = found("multicast to it").and_then(Value::as_str).unwrap();
+        assert!(arrived.contains("datagrams arrived"), "{arrived}");
+    }
+    let log = target.stop(Signal::SIGTERM);
+    assert!(!log.contains("were not the source's"), "{log}");
+    sources.into_iter().for_each(|source| drop(source.stop(Signal::SIGTERM)));
+}
