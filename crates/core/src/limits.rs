@@ -61,6 +61,10 @@ pub const REORDER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const CONTENT_READS_MAX: usize = 4;
 /// Target sets in a schedule; guests that conspire could bring about 2^targets of them.
 pub const SCHEDULE_SETS_MAX: usize = 4_096;
+/// Contents that go under one set's keys, 64 GiB of them: more are sent as several sets with the same members.
+pub const SET_CONTENTS_MAX: usize = 1 << 24;
+/// Sets that come of that beyond [`SCHEDULE_SETS_MAX`]: contents are counted with 32 bits.
+pub const SETS_SPLIT_MAX: usize = (1 << 32) / SET_CONTENTS_MAX;
 /// Multicast group addresses of a session; a target has a socket and a thread for each that it has joined.
 pub const GROUPS_MAX: usize = 64;
 /// Target sets that are counted to find the largest.

@@ -6,13 +6,20 @@ use std::collections::HashMap;
 use super::classes::Reach;
 use super::frames::Frames;
 use crate::index::Contents;
-use crate::limits::{SCHEDULE_SETS_MAX, SCHEDULE_SETS_SEEN_MAX};
+use crate::limits::{SCHEDULE_SETS_MAX, SCHEDULE_SETS_SEEN_MAX, SET_CONTENTS_MAX};
+use crate::page::PAGE_SIZE;
 use crate::placement::{Placement, TargetSet};
+use crate::wire::seal::SEAL_PACKETS_MAX;
+
+/// A datagram's payload at the least MTU; keys are to last for twice a set's contents, so that repairs have room too.
+const DATAGRAM_PAYLOAD_MIN: usize = 1_196;
+const _: () = assert!((2 * SET_CONTENTS_MAX * PAGE_SIZE / DATAGRAM_PAYLOAD_MIN) as u64 <= SEAL_PACKETS_MAX);
 
 /// All that is sent before the streams flow, 4 bytes a content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
-    /// Sets of several targets, the one with the most contents first, then sets of one target, likewise.
+    /// Sets of several targets, the one with the most contents first, then sets of one target, likewise. One with more than
+    /// [`SET_CONTENTS_MAX`] stands several times: a set's keys do not last for ever.
     pub sets: Vec<SetPlan>,
 }
 
@@ -32,6 +39,11 @@ impl Schedule {
     /// Sets beyond [`SCHEDULE_SETS_MAX`], which guests could bring about on purpose, are left out, the
     /// smallest first: their contents go by the streams, as unique pages do.
     pub fn new(contents: &Contents, placement: &Placement) -> Self {
+        Self::split(contents, placement, SET_CONTENTS_MAX)
+    }
+
+    /// The same, with so many contents of a set at most.
+    pub(super) fn split(contents: &Contents, placement: &Placement, contents_max: usize) -> Self {
         let mut sets = sets_in_use(contents, placement);
         sets.sort_unstable_by_key(|(set, count)| (Reverse(*count), *set));
         sets.truncate(SCHEDULE_SETS_MAX);
@@ -45,7 +57,15 @@ impl Schedule {
                 plans[*place].contents.push(id);
             }
         }
-        Schedule { sets: plans }
+        // A target's own set is not one of the schedule's, and is as long as it is.
+        let parts = |plan: SetPlan| -> Vec<SetPlan> {
+            if plan.set.len() == 1 || plan.contents.len() <= contents_max {
+                return vec![plan];
+            }
+            let part = |contents: &[u32]| SetPlan { set: plan.set, contents: contents.to_vec() };
+            plan.contents.chunks(contents_max).map(part).collect()
+        };
+        Schedule { sets: plans.into_iter().flat_map(parts).collect() }
     }
 
     /// The sets of several targets: what is sent by multicast.

@@ -129,6 +129,27 @@ fn sets_are_limited_and_the_smallest_are_left_out() {
 }
 
 #[test]
+fn a_set_with_more_than_its_keys_last_for_is_several() {
+    let pages =
+        (0..7).flat_map(|content| [(0, content), (1, content)]).chain([(2, 90), (2, 90), (2, 91), (2, 91)]);
+    let contents = contents(pages);
+    let placement = to(&[0, 1, 2]);
+    let whole = Schedule::new(&contents, &placement);
+    let split = Schedule::split(&contents, &placement, 3);
+    let sizes = |schedule: &Schedule| -> Vec<(TargetSet, usize)> {
+        schedule.sets.iter().map(|plan| (plan.set, plan.contents.len())).collect()
+    };
+    let (both, own) = (set(&[0, 1]), set(&[2]));
+    assert_eq!(sizes(&whole), [(both, 7), (own, 2)]);
+    assert_eq!(sizes(&split), [(both, 3), (both, 3), (both, 1), (own, 2)]);
+    assert_eq!(split.multicast().len(), 3);
+    let order = |schedule: &Schedule| -> Vec<u32> {
+        schedule.sets.iter().flat_map(|plan| plan.contents.clone()).collect()
+    };
+    assert_eq!(order(&split), order(&whole), "each once, in the same order");
+}
+
+#[test]
 fn the_last_target_can_be_scheduled() {
     let last = SESSION_TARGETS_MAX as i16 - 1;
     let schedule = Schedule::new(&contents([(0, 1), (1, 1)]), &to(&[0, last]));

@@ -4,10 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use super::TargetAction;
-use crate::limits::{GROUPS_MAX, SCHEDULE_SETS_MAX, SESSION_TARGETS_MAX};
+use crate::limits::{GROUPS_MAX, SCHEDULE_SETS_MAX, SESSION_TARGETS_MAX, SETS_SPLIT_MAX};
 use crate::transport::Receiver;
 use crate::wire::control::{Message, SetGrant};
 use crate::wire::seal::{Channel, OpenKey};
+
+/// Every set that a schedule may have, and every target's own.
+const SETS_MAX: usize = SCHEDULE_SETS_MAX + SETS_SPLIT_MAX + SESSION_TARGETS_MAX;
 
 /// What the source has granted, and what has come of it.
 #[derive(Debug, Default)]
@@ -27,8 +30,7 @@ impl Memberships {
         grants: &[SetGrant],
         receiver: &mut Receiver,
     ) -> Result<TargetAction, &'static str> {
-        // Every set that a schedule may have, and every target's own.
-        if self.groups.len() + grants.len() > SCHEDULE_SETS_MAX + SESSION_TARGETS_MAX {
+        if self.groups.len() + grants.len() > SETS_MAX {
             return Err("too many sets");
         }
         let own = Channel::unicast(receiver.target());
@@ -134,8 +136,7 @@ mod tests {
             assert!(matches!(memberships.join(set), Ok(TargetAction::Join { .. })));
         }
         assert!(text(memberships.join(GROUPS_MAX as u16)).contains("already"));
-        let many: Vec<SetGrant> =
-            (0..SCHEDULE_SETS_MAX as u16 + SESSION_TARGETS_MAX as u16).map(|set| grant(set, None)).collect();
+        let many: Vec<SetGrant> = (0..SETS_MAX as u16).map(|set| grant(set, None)).collect();
         assert!(memberships.grant(&many, &mut receiver).is_err());
     }
 }

@@ -20,6 +20,8 @@ pub struct Plan {
     pub addresses: usize,
     /// Multicast never reaches this target; this one can join no group.
     pub deaf: Option<u16>,
+    /// Sets have few contents each, so that several have the same members.
+    pub splits: bool,
     /// Multicast is not used: shared frames are passed on from target to target.
     pub relay: bool,
     /// Multicast does not reach this target any more from some time on.
@@ -78,6 +80,7 @@ impl Plan {
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
             queue: Duration::ZERO,
+            splits: false,
             relay: false,
             falls_silent: None,
             hop_breaks: None,
@@ -97,6 +100,7 @@ impl Plan {
         self.falls_silent = rng.one_in(8).then(|| (moment(rng), target(rng)));
         self.hop_breaks = rng.one_in(3).then(|| (moment(rng), (target(rng), target(rng)), rng.one_in(2)));
         self.hopless = rng.one_in(8).then(|| target(rng));
+        self.splits = rng.one_in(4);
     }
 
     /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.
@@ -118,6 +122,7 @@ impl Plan {
             incoming_dies: None,
             falls_behind: None,
             queue: Duration::ZERO,
+            splits: false,
             relay: false,
             falls_silent: None,
             hop_breaks: None,

@@ -84,6 +84,13 @@ impl Set {
     }
 }
 
+/// As where a set has more contents than its keys last for.
+fn split(plan: &SetPlan) -> Vec<SetPlan> {
+    let part = |contents: &[u32]| SetPlan { set: plan.set, contents: contents.to_vec() };
+    let contents_max = if plan.set.len() > 1 { 5 } else { usize::MAX };
+    plan.contents.chunks(contents_max).map(part).collect()
+}
+
 fn own_set(target: u16) -> u16 {
     0x1000 + target
 }
@@ -96,7 +103,10 @@ impl Source {
         let qemus: Vec<SourceQemu> = memories.into_iter().enumerate().map(qemu).collect();
         let contents = collect(&qemus, keys);
         let placement: Vec<_> = (0..plan.vms).map(|vm| Some(TargetId(plan.target_of(vm) as u8))).collect();
-        let schedule = Schedule::new(&contents, &placement);
+        let mut schedule = Schedule::new(&contents, &placement);
+        if plan.splits {
+            schedule.sets = schedule.sets.iter().flat_map(split).collect();
+        }
         let multicast = schedule.multicast();
         let load =
             |set: &SetPlan| SetLoad { set: set.set, bytes: set.contents.len() as u64 * PAGE_SIZE as u64 };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender as Queue};
 use vmscatter_core::limits::FRAME_BODY_BYTES_MAX;
 use vmscatter_core::page::PageAddr;
-use vmscatter_core::placement::{TargetId, TargetSet};
+use vmscatter_core::placement::TargetSet;
 use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, Hops, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Expulsion, Path, Sender, SenderConfig, SenderEvent, Transmit};
@@ -103,21 +103,19 @@ impl Work {
 
     /// The granted sets, and for contents of one target that target's own.
     fn add_sets(&mut self) {
-        let mut numbers: HashMap<TargetSet, u16> = HashMap::new();
-        for link in &self.setup.groups.sets {
+        let Setup { groups, schedule, contents, .. } = &self.setup;
+        for (link, plan) in groups.sets.iter().zip(schedule.multicast()) {
             let members: Vec<u16> = link.set.members().map(|target| u16::from(target.0)).collect();
             self.outlet.add_set(link.number, &link.key, &members, link.group);
             self.sender.add_set(link.number, &members, link.group.is_some());
-            numbers.insert(link.set, link.number);
+            self.frames.add(link.number, plan.frames(contents), link.group.is_some());
         }
         for target in 0..self.setup.links.len() as u16 {
             self.sender.add_set(target, &[target], false);
-            numbers.insert(TargetSet::single(TargetId(target as u8)), target);
         }
-        for plan in &self.setup.schedule.sets {
-            let Some(number) = numbers.get(&plan.set) else { continue };
-            let is_served = plan.set.len() > 1 && self.setup.transport != Transport::Relay;
-            self.frames.add(*number, plan.frames(&self.setup.contents), is_served);
+        for plan in schedule.singles() {
+            let Some(target) = plan.set.members().next() else { continue };
+            self.frames.add(target.0.into(), plan.frames(contents), false);
         }
         if self.setup.transport == Transport::Relay {
             self.hops.without_multicast(self.now());
