@@ -100,7 +100,7 @@ impl Plan {
         self.falls_silent = rng.one_in(8).then(|| (moment(rng), target(rng)));
         self.hop_breaks = rng.one_in(3).then(|| (moment(rng), (target(rng), target(rng)), rng.one_in(2)));
         self.hopless = rng.one_in(8).then(|| target(rng));
-        self.splits = rng.one_in(4);
+        self.splits = rng.one_in(8);
     }
 
     /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.

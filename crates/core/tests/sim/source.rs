@@ -87,7 +87,7 @@ impl Set {
 /// As where a set has more contents than its keys last for.
 fn split(plan: &SetPlan) -> Vec<SetPlan> {
     let part = |contents: &[u32]| SetPlan { set: plan.set, contents: contents.to_vec() };
-    let contents_max = if plan.set.len() > 1 { 5 } else { usize::MAX };
+    let contents_max = if plan.set.len() > 1 { 12 } else { usize::MAX };
     plan.contents.chunks(contents_max).map(part).collect()
 }
 
