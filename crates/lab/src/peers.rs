@@ -22,15 +22,7 @@ pub fn run(settings: &Settings, other: &Path) -> Result<bool> {
             ..settings.clone()
         };
         let run = Session::boot(&settings, &assets, &progress)?.run(Mode::Scatter, &settings, &progress)?;
-        let is_good = |guest: &&crate::report::GuestRow| {
-            guest.verified && guest.running && guest.ram_equal == Some(true)
-        };
-        let good = run.guests.iter().filter(is_good).count();
-        println!("{way}: {good} of {} guests verified and running, all RAM equal", run.guests.len());
-        for guest in run.guests.iter().filter(|guest| guest.problem.is_some()) {
-            println!("  {}: {}", guest.name, guest.problem.as_deref().unwrap_or_default());
-        }
-        all_well &= good == run.guests.len();
+        all_well &= run.tell_of_ram(way);
     }
     progress.finish();
     Ok(all_well)

@@ -53,6 +53,21 @@ pub struct Run {
     pub host_bytes: Vec<u64>,
 }
 
+impl Run {
+    /// Prints a line on a run whose guests' RAM was compared, and one for each guest that had a problem; whether all is well.
+    pub fn tell_of_ram(&self, way: &str) -> bool {
+        let is_good = |guest: &&GuestRow| guest.verified && guest.running && guest.ram_equal == Some(true);
+        let (good, all) = (self.guests.iter().filter(is_good).count(), self.guests.len());
+        println!("{way}: {good} of {all} guests verified and running, all RAM equal");
+        for guest in &self.guests {
+            if let Some(problem) = &guest.problem {
+                println!("  {}: {problem}", guest.name);
+            }
+        }
+        good == all
+    }
+}
+
 /// Milliseconds; None (null) if no guest arrived.
 #[derive(Debug, Default, Serialize)]
 pub struct Downtime {

@@ -30,21 +30,7 @@ pub fn run(settings: &Settings, other: &Path) -> Result<bool> {
             GuestOptions { machine: MACHINE.to_owned(), cpu: CPU.to_owned(), ..settings.guest.clone() };
         let settings = Settings { programs, guest, compare_ram: true, ..settings.clone() };
         let run = Session::boot(&settings, &assets, &progress)?.run(Mode::Scatter, &settings, &progress)?;
-        let good = run
-            .guests
-            .iter()
-            .filter(|guest| guest.verified && guest.running && guest.ram_equal == Some(true));
-        let good = good.count();
-        println!(
-            "{} -> {}: {good} of {} guests verified and running, all RAM equal",
-            source.1,
-            target.1,
-            run.guests.len()
-        );
-        for guest in run.guests.iter().filter(|guest| guest.problem.is_some()) {
-            println!("  {}: {}", guest.name, guest.problem.as_deref().unwrap_or_default());
-        }
-        all_well &= good == run.guests.len();
+        all_well &= run.tell_of_ram(&format!("{} -> {}", source.1, target.1));
     }
     progress.finish();
     Ok(all_well)

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::placement::TargetSet;
+use crate::placement::{TargetId, TargetSet};
 use crate::time::Time;
 use crate::transport::Sender;
 
@@ -56,18 +56,17 @@ impl Hops {
 
     /// Multicast is not used: every target is served by the others.
     pub fn without_multicast(&mut self, now: Time) {
-        self.unreached = self.sets.iter().fold(TargetSet::EMPTY, |all, set| TargetSet(all.0 | set.0));
+        self.unreached = self.sets.iter().flat_map(|set| set.members()).collect();
         self.ask(now + ANSWER_MAX);
     }
 
     /// Multicast does not reach the target, or not any more.
     pub fn unreached(&mut self, now: Time, target: u16) {
-        if self.waiting == TargetSet::EMPTY {
+        if self.waiting.is_empty() {
             self.collect = now + COLLECT;
         }
-        let target = 1 << target;
-        self.unreached.0 |= target;
-        self.waiting.0 |= target;
+        self.unreached.insert(TargetId(target as u8));
+        self.waiting.insert(TargetId(target as u8));
         self.ask(now + ANSWER_SOON);
     }
 
@@ -120,7 +119,7 @@ impl Hops {
 
     /// When [`Hops::advance`] wants to be called if nothing else happens.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        if self.waiting == TargetSet::EMPTY {
+        if self.waiting.is_empty() {
             return None;
         }
         let awaited = self.asked.values().flatten().copied().filter(|until| now < *until).max();
@@ -129,7 +128,7 @@ impl Hops {
 
     /// Once every answer is there, or late, what the unreached wait for goes to them in the ways that there are.
     pub fn advance(&mut self, now: Time, sender: &mut Sender) {
-        if self.waiting != TargetSet::EMPTY && now >= self.collect && !self.is_awaited(now) {
+        if !self.waiting.is_empty() && now >= self.collect && !self.is_awaited(now) {
             let waiting = std::mem::replace(&mut self.waiting, TargetSet::EMPTY);
             sender.give_up_multicast(waiting.members().map(|target| u16::from(target.0)));
         }

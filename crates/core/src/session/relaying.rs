@@ -58,8 +58,8 @@ impl Relaying {
         Some(TargetAction::Send(Message::Hopped { target, error: Some(error) }))
     }
 
-    /// A piece in an envelope that was genuine: it goes on, if the hop is open. Only what was sealed to be passed on is, so that
-    /// nobody can have a datagram sent about.
+    /// How a piece in an envelope goes on if it turns out to be genuine, and the hop is open. Only what was sealed to be passed on
+    /// is, so that nobody can have a datagram sent about.
     pub(super) fn pass_on(&self, hops: &[u16], piece: &[u8]) -> Option<TargetAction> {
         let (target, rest) = hops.split_first()?;
         let is_open = self.hops.get(target) == Some(&Hop::Open);

@@ -319,9 +319,9 @@ impl TargetSession {
         match relay::unwrap(piece) {
             Some(Envelope { hops, piece }) => {
                 // It is opened in place, and goes on as it came.
-                let sealed = piece.to_vec();
+                let passed_on = self.relaying.pass_on(&hops, piece);
                 if self.open_piece(now, piece) {
-                    self.actions.extend(self.relaying.pass_on(&hops, &sealed));
+                    self.actions.extend(passed_on);
                 }
             }
             None => drop(self.open_piece(now, piece)),

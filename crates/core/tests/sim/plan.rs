@@ -79,12 +79,7 @@ impl Plan {
             dirty_rates: (0..vms).map(|_| rng.below(12) as usize).collect(),
             paused: (0..vms).map(|_| rng.one_in(10)).collect(),
             placement: (0..vms).map(|_| rng.below(u64::from(targets)) as u16).collect(),
-            queue: Duration::ZERO,
-            splits: false,
-            relay: false,
-            falls_silent: None,
-            hop_breaks: None,
-            hopless: None,
+            ..Plan::quiet(targets, vms)
         };
         if let Some((at, _)) = plan.falls_behind.filter(|_| rng.one_in(2)) {
             plan.queue = at;

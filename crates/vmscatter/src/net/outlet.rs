@@ -63,19 +63,19 @@ impl Outlet {
         is_grouped
     }
 
-    /// Sends a probe to the set's group, from which members see that multicast reaches them.
-    pub fn probe(&mut self, set: u16) {
+    /// Sends a probe to the set's group, from which members see that multicast reaches them; whether it has left.
+    pub fn probe(&mut self, set: u16) -> bool {
         let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
-        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return };
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return false };
         let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, PROBE_BYTES);
         let mut piece = Vec::new();
         if seal_piece(&mut group.probes, &header, &[0; PROBE_BYTES], &mut piece).is_err() {
-            return tracing::error!("a set's key is used up");
+            tracing::error!("a set's key is used up");
+            return false;
         }
         // What the kernel does not take is lost like any datagram; another will follow.
-        if let Err(error) = socket.send(group.addr, &piece, piece.len()) {
-            tracing::debug!("probe: {error}");
-        }
+        let sent = socket.send(group.addr, &piece, piece.len());
+        sent.inspect_err(|error| tracing::debug!("probe: {error}")).is_ok()
     }
 
     /// Seals and multicasts these pieces; returns how many bytes they have, sealed.

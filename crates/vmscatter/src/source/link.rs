@@ -1,7 +1,7 @@
 //! The source's connections to one target: control messages, and sealed pieces over the data connection.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +11,15 @@ use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
 
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::net::data::{DataSender, Priority, RateLimit};
+use crate::net::udp;
+use crate::plan::MTU_DEFAULT;
+
+/// Bytes of a datagram behind the UDP header that reaches each of these targets whole, as far as interfaces tell.
+pub(super) fn datagram_bytes(links: &[Arc<TargetLink>]) -> usize {
+    let mtu = links.iter().map(|link| link.mtu).min().unwrap_or(MTU_DEFAULT);
+    let local = links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr.ip());
+    udp::datagram_bytes(mtu, local)
+}
 
 fn seal_hello(key: &mut SealKey, own_set: u16, session_tag: u64) -> Result<Vec<u8>, SealError> {
     let mut hello = Vec::new();
@@ -92,6 +101,11 @@ impl TargetLink {
         self.local_addr
     }
 
+    /// MTU of the interface on which it receives.
+    pub(super) fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
     /// Where it takes data connections.
     pub(super) fn data_addr(&self) -> SocketAddr {
         self.data_addr
@@ -109,11 +123,6 @@ impl TargetLink {
     pub(super) fn hello(&self) -> Result<Vec<u8>, SealError> {
         let mut key = self.key.lock().unwrap_or_else(|e| e.into_inner());
         seal_hello(&mut key, self.own_set, self.session_tag)
-    }
-
-    /// MTU of the interface on which it receives.
-    pub(super) fn mtu(&self) -> u32 {
-        self.mtu
     }
 
     /// Says something on the control connection, in order.

@@ -507,7 +507,6 @@ impl Actor {
         }
     }
 
-    /// What runs here is left to run. What was voted for and not decided stays paused, and is recovery's.
     /// Of what came that nobody but an intruder, or a broken network, sends.
     fn tell_of_strangers(&mut self) {
         let counters = self.session.receiver().counters();
@@ -521,6 +520,7 @@ impl Actor {
         }
     }
 
+    /// What runs here is left to run. What was voted for and not decided stays paused, and is recovery's.
     fn leave(mut self) {
         self.tell_of_strangers();
         let in_doubt: Vec<u16> = self.session.in_doubt().map(|spec| spec.vm).collect();

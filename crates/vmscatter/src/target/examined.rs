@@ -6,19 +6,20 @@ use std::time::{Duration, SystemTime};
 
 use tokio::process::Command;
 use vmscatter_core::wire::control::{HostReport, Message, QemuProgram};
-use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
-use vmscatter_core::wire::seal::{Channel, SealKey};
+use vmscatter_core::wire::piece::session_tag;
 
 use crate::agent::AgentContext;
 use crate::agent::config::os_text;
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::agent::input::one_line;
+use crate::net::outlet::Outlet;
 use crate::net::udp::{MulticastSender, receive_buffer_bytes};
 
 /// Probes, and how far apart.
 const PROBES: u32 = 20;
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
-const PROBE_BYTES: usize = 16;
+/// The group has one set, of which nobody is a member.
+const SET: u16 = 0;
 /// A QEMU that says no version by then says none.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -80,15 +81,12 @@ async fn probe(ctx: &AgentContext, peer: &PeerInfo, group: SocketAddr, key: [u8;
         return Err("no IPv4 multicast group".to_owned());
     }
     let out = ctx.way_out(None, peer.local_addr).map_err(|error| error.to_string())?;
-    let mut socket = MulticastSender::bind(peer.local_addr.ip(), out).map_err(|error| os_text(&error))?;
-    let mut seal = SealKey::new(&key, Channel::PROBE);
+    let socket = MulticastSender::bind(peer.local_addr.ip(), out).map_err(|error| os_text(&error))?;
+    let mut outlet = Outlet::new(session_tag(&peer.session), Some(socket));
+    outlet.add_set(SET, &key, &[], Some(group));
     let mut sent = 0;
-    for number in 0..PROBES {
-        let tag = session_tag(&peer.session);
-        let header = PieceHeader::whole(PieceKind::Probe, 0, tag, number.into(), PROBE_BYTES);
-        let mut piece = Vec::new();
-        seal_piece(&mut seal, &header, &[0; PROBE_BYTES], &mut piece).map_err(|error| error.to_string())?;
-        sent += u32::from(socket.send(group, &piece, piece.len()).is_ok());
+    for _ in 0..PROBES {
+        sent += u32::from(outlet.probe(SET));
         tokio::time::sleep(PROBE_INTERVAL).await;
     }
     Ok(sent)

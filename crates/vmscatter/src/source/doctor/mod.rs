@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Sender as Queue, unbounded};
+use vmscatter_core::placement::TargetId;
 use vmscatter_core::wire::control::{FEATURE_EXAMINE, HostReport, Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{open_piece, session_tag};
 use vmscatter_core::wire::seal::{Channel, OpenKey};
@@ -248,7 +249,7 @@ async fn try_scatter(
     }
     let set = SetLink {
         number: links.len() as u16,
-        set: trial::all(links.len()),
+        set: (0..links.len() as u8).map(TargetId).collect(),
         key: random(),
         group: Some(random_groups(1, &ctx.config.multicast)[0]),
     };

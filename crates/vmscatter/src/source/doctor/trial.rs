@@ -8,7 +8,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use tokio::sync::OwnedSemaphorePermit;
 use vmscatter_core::limits::FRAME_PAGES_MAX;
 use vmscatter_core::page::{PAGE_SIZE, PageAddr};
-use vmscatter_core::placement::TargetSet;
 use vmscatter_core::session::{AddressAction, AddressSet, Addresses};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent};
@@ -17,9 +16,9 @@ use vmscatter_core::wire::frame::{Compression, Encoder};
 use vmscatter_core::wire::piece::PieceHeader;
 
 use super::super::groups::SetLink;
-use super::super::link::TargetLink;
+use super::super::link::{TargetLink, datagram_bytes};
 use crate::net::outlet::Outlet;
-use crate::net::udp::{MulticastSender, WayOut, datagram_bytes};
+use crate::net::udp::{MulticastSender, WayOut};
 use crate::random::random;
 
 /// For so long frames are sent.
@@ -87,9 +86,8 @@ struct Work {
 /// # Errors
 /// There is no socket to send from.
 pub(super) fn run(setup: Setup) -> std::io::Result<Trial> {
-    let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500);
     let local = setup.links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr().ip());
-    let datagram_bytes = datagram_bytes(mtu, local);
+    let datagram_bytes = datagram_bytes(&setup.links);
     let socket = Some(MulticastSender::bind(local, setup.out)?);
     let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
     let members: Vec<u16> = (0..setup.links.len() as u16).collect();
@@ -247,9 +245,4 @@ impl Work {
         self.found.time = self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| last - first);
         self.found
     }
-}
-
-/// The set of all targets.
-pub(super) fn all(targets: usize) -> TargetSet {
-    TargetSet(if targets >= 128 { u128::MAX } else { (1 << targets) - 1 })
 }

@@ -1,7 +1,6 @@
 //! The scatter's thread: it waits, feeds core's state machines, and does what they say.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender as Queue};
 use vmscatter_core::limits::FRAME_BODY_BYTES_MAX;
 use vmscatter_core::page::PageAddr;
-use vmscatter_core::placement::TargetSet;
+use vmscatter_core::placement::TargetId;
 use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, Hops, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Expulsion, Path, Sender, SenderConfig, SenderEvent, Transmit};
@@ -19,8 +18,9 @@ use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 use super::{Order, Setup, Shared};
 use crate::agent::protocol::Transport;
 use crate::net::outlet::Outlet;
-use crate::net::udp::{MulticastSender, datagram_bytes};
+use crate::net::udp::MulticastSender;
 use crate::source::actor::Event;
+use crate::source::link::datagram_bytes;
 
 /// The thread looks up at least this often while there is something to send.
 const LOOK_UP: Duration = Duration::from_millis(5);
@@ -56,8 +56,10 @@ pub(super) struct Work {
 /// Hops among those that can pass frames on, of which nothing is asked yet.
 fn hops(setup: &Setup) -> Hops {
     let able = (0..).zip(&setup.links).filter(|(_, link)| link.can_relay());
-    let able = able.fold(TargetSet::EMPTY, |able, (target, _)| TargetSet(able.0 | 1 << target));
-    Hops::new(able, setup.groups.sets.iter().map(|link| link.set))
+    Hops::new(
+        able.map(|(target, _)| TargetId(target)).collect(),
+        setup.groups.sets.iter().map(|link| link.set),
+    )
 }
 
 impl Work {
@@ -67,13 +69,12 @@ impl Work {
         queue: Receiver<Order>,
         shared: Arc<Shared>,
     ) -> std::io::Result<Work> {
-        let mtu = setup.links.iter().map(|link| link.mtu()).min().unwrap_or(1500);
         let local = setup.links.first().map(|link| link.local_addr().ip());
         let socket = match local.filter(|_| !setup.groups.lists.is_empty()) {
             Some(local) => Some(MulticastSender::bind(local, setup.out)?),
             None => None,
         };
-        let datagram_bytes = datagram_bytes(mtu, local.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+        let datagram_bytes = datagram_bytes(&setup.links);
         let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),
