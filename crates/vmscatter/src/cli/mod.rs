@@ -72,7 +72,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Agent { config } => {
             let config = AgentConfig::load(&config)?;
-            logging::init();
+            let _log = logging::init();
             agent::run(config).map(|()| Exit::Success).map_err(|error| match error {
                 agent::AgentError::BadInput(bad) => Failure::BadInput(bad),
                 other => Failure::Other(other.into()),

@@ -1,6 +1,7 @@
 //! Agents that start, meet, answer and stop.
 
 use std::io::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -46,6 +47,21 @@ fn a_socket_that_a_dead_agent_left_is_replaced_and_a_file_is_not() {
     lab.write("node1.sock", "");
     let line = failing(2, &["agent", "--config", &lab.path("node1.toml")]);
     assert!(line.contains("there is a file that is no socket"), "{line}");
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let lab = Lab::new("node1");
+    let agent = lab.agent("node1");
+    // A line for each, and more of them than a pipe holds.
+    for _ in 0..1500 {
+        drop(TcpStream::connect(agent.control).unwrap());
+    }
+    for _ in 0..3 {
+        assert_eq!(agent.status()["name"], "node1");
+    }
+    let log = agent.stop(Signal::SIGTERM);
+    assert!(log.lines().filter(|line| line.contains("turned away")).count() > 700);
 }
 
 #[test]
