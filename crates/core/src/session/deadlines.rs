@@ -16,8 +16,11 @@ pub const OPEN_MAX: Duration = Duration::from_secs(30);
 pub const CLOSE_MAX: Duration = Duration::from_secs(30);
 /// From STOP until the target votes, besides the blackout that the operator allows.
 pub const STOPPED_MAX: Duration = Duration::from_secs(30);
-/// From SHUT(0)'s release until the source QEMU says `completed`; then the target is asked for its abort, again and again.
+/// From SHUT(0)'s release until the source QEMU says `completed`; then the target is asked for its abort, and after as long
+/// again the session waits no longer.
 pub const COMPLETE_MAX: Duration = Duration::from_secs(10);
+/// From the decision until the target says that the guest runs; then the session waits no longer, and recovery asks.
+pub const COMMITTED_MAX: Duration = Duration::from_secs(60);
 
 /// Guests that have come as far wait for others: as long again as half of them took, twice, and this.
 pub const LATE_MIN: Duration = Duration::from_secs(5);
@@ -47,6 +50,7 @@ pub fn stage_limit(stage: VmStage) -> Option<(Duration, &'static str)> {
         VmStage::Opening => Some((OPEN_MAX, "its stream had not begun at the target")),
         VmStage::Closing => Some((CLOSE_MAX, "the target did not confirm the end of the scatter")),
         VmStage::Released => Some((COMPLETE_MAX, "the source QEMU did not complete")),
+        VmStage::Committed => Some((COMMITTED_MAX, "the target did not say that it runs")),
         _ => None,
     }
 }

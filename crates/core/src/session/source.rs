@@ -118,7 +118,8 @@ pub enum VmStage {
     Done,
     /// It stays at the source.
     Failed,
-    /// The target was lost after the release: the guest is paused on both sides until the two can talk.
+    /// The target was lost after the release, or does not say what has become of the guest: it is paused here until the two have
+    /// talked of it.
     InDoubt,
 }
 
@@ -138,6 +139,8 @@ struct Vm {
     gone: bool,
     /// The target has said that it has given the VM up.
     given_up: bool,
+    /// The target has been told that the VM is its own.
+    committed: bool,
     /// Its target takes too little: others may stream in its place.
     slow: bool,
     /// Its incoming QEMU, or its stream's begin, was not waited for: the scatter is not for it.
@@ -186,6 +189,7 @@ impl SourceSession {
                 resumed: false,
                 gone: false,
                 given_up: false,
+                committed: false,
                 slow: false,
                 late: false,
             };
@@ -360,6 +364,7 @@ impl SourceSession {
             }
             (SourceStep::Committed, VmStage::Deciding) => {
                 state.stage = VmStage::Committed;
+                state.committed = true;
                 let target = state.target;
                 self.send(target, Message::Commit { vm });
             }
@@ -471,7 +476,12 @@ impl SourceSession {
     }
 
     fn running(&mut self, vm: u16, resumed_unix_us: u64, journal_us: u64) -> Result<(), &'static str> {
-        let Some(state) = self.at(vm, VmStage::Committed) else { return Err("running without a commit") };
+        // The session may have ceased to wait for it.
+        let may_run =
+            |state: &&mut Vm| state.committed && matches!(state.stage, VmStage::Committed | VmStage::InDoubt);
+        let Some(state) = self.vms.get_mut(&vm).filter(may_run) else {
+            return Err("running without a commit");
+        };
         state.stage = VmStage::Leaving;
         state.resumed_unix_us = resumed_unix_us;
         state.target_journal_us = journal_us;
@@ -513,6 +523,23 @@ impl SourceSession {
             _ if state.is_left() => self.leave_to_target(vm, &reason),
             _ => self.give_up(vm, reason),
         }
+        self.advance();
+    }
+
+    /// The VM has been for too long where it is ([`stage_limit`](super::deadlines::stage_limit)); `reason` is what did not happen. To be
+    /// said again after as long.
+    pub fn outstayed(&mut self, vm: u16, reason: String) {
+        let Some(state) = self.vms.get_mut(&vm) else { return };
+        let asked = state.stage == VmStage::Released && state.failure.is_some();
+        if !asked && state.stage != VmStage::Committed {
+            return self.failed(vm, reason);
+        }
+        // It speaks of others, or of nothing that matters here: no reason to wait for its word for ever.
+        state.stage = VmStage::InDoubt;
+        let asked = state.failure.take().map_or(String::new(), |why| format!("{why}; "));
+        state.failure = Some(format!(
+            "{asked}{reason}; it finds its end when the two hosts have talked of it ('vmscatter status', 'vmscatter recover')"
+        ));
         self.advance();
     }
 

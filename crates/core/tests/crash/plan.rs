@@ -36,6 +36,8 @@ pub struct Plan {
     /// A source QEMU's migration fails right when SHUT(0) is released, or before.
     pub fails: Vec<bool>,
     pub faults: Vec<(Duration, Fault)>,
+    /// Guests for whose target's word, after the release, the source hardly waits.
+    pub impatient: Vec<bool>,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Plan {
             busy_monitors: rng.one_in(4),
             fails: (0..vms).map(|_| rng.one_in(20)).collect(),
             faults: (0..count).map(|_| fault(rng, targets, vms)).collect(),
+            impatient: (0..vms).map(|_| rng.one_in(10)).collect(),
         }
     }
 }

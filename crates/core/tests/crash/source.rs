@@ -13,6 +13,7 @@ use super::world::{Event, Wire, World, key};
 
 /// From a guest's stop until its target votes.
 const STOPPED_MAX: Duration = Duration::from_secs(30);
+const COMMITTED_MAX: Duration = Duration::from_secs(60);
 
 /// What happens at the source; none of it reaches an agent that has been started since.
 pub enum SourceEvent {
@@ -24,6 +25,7 @@ pub enum SourceEvent {
     Tail(usize),
     /// From its stop until the target votes.
     Deadline(usize),
+    Outstayed(usize),
     CompletedSeen(usize),
     ResumedSeen(usize),
     GoneSeen(usize),
@@ -146,6 +148,12 @@ impl World {
                     session.failed(vm as u16, "the target did not load in time".into());
                 }
             }
+            SourceEvent::Outstayed(vm) => {
+                if matches!(session.stage(vm as u16), Some(VmStage::Released | VmStage::Committed)) {
+                    session.outstayed(vm as u16, "the target does not say what became of it".into());
+                    self.waits(vm);
+                }
+            }
             SourceEvent::CompletedSeen(vm) => session.completed(vm as u16),
             SourceEvent::ResumedSeen(vm) => {
                 session.source_resumed(vm as u16);
@@ -176,6 +184,12 @@ impl World {
             session.source_stopped(vm as u16);
             session.ram_ended(vm as u16, VmDigest::new(&[1]));
         }
+    }
+
+    /// The source waits for what becomes of a guest that it has released.
+    fn waits(&mut self, vm: usize) {
+        let span = if self.plan.impatient[vm] { 2 * self.delay() } else { COMMITTED_MAX };
+        self.after(span, Event::Source(self.source.epoch, SourceEvent::Outstayed(vm)));
     }
 
     /// The task of a guest that stays.
@@ -226,6 +240,9 @@ impl World {
                     let guest = &mut self.guests[usize::from(*vm)];
                     guest.asked_back |= !guest.gone_seen;
                 }
+                if let Message::Commit { vm } = message {
+                    self.waits(usize::from(vm));
+                }
                 self.send(usize::from(target), true, Wire::Message(message));
             }
             SourceAction::Migrate { vm } => {
@@ -257,6 +274,7 @@ impl World {
                 let (span, vm) = (self.delay(), usize::from(vm));
                 let event = if self.plan.fails[vm] { Event::MigrationFails(vm) } else { Event::ShutRead(vm) };
                 self.after(span, event);
+                self.waits(vm);
             }
             SourceAction::CloseSocket { vm } => {
                 let guest = &mut self.guests[usize::from(vm)];
@@ -274,29 +292,33 @@ impl World {
         }
     }
 
-    /// What has found its end is closed, and then the targets are told; the rest is recovery's.
+    /// What has found its end is closed, and then the targets are told; the rest is recovery's, and whose target it is must not forget.
     fn end_session(&mut self) {
         let Some(session) = self.source.session.take() else { return };
+        let mut unsettled = vec![false; self.plan.targets];
         for vm in 0..self.plan.vms {
             let stage = session.stage(vm as u16);
             if self.act(0) {
                 return;
             }
-            match stage {
+            let over = match stage {
                 Some(VmStage::Failed) => {
                     self.stayed(vm);
-                    if !session.may_be_voted(vm as u16) {
-                        self.source.journal.append(key(vm), Entry::Closed);
-                    }
+                    !session.may_be_voted(vm as u16)
                 }
-                Some(VmStage::Done) => self.source.journal.append(key(vm), Entry::Closed),
-                _ => {}
+                stage => stage == Some(VmStage::Done),
+            };
+            match over {
+                true => self.source.journal.append(key(vm), Entry::Closed),
+                false => unsettled[self.plan.placement[vm]] = true,
             }
             self.close_socket(vm);
         }
-        for target in 0..self.plan.targets {
+        for (target, unsettled) in unsettled.into_iter().enumerate() {
             if self.links[target].source_open {
-                self.send(target, true, Wire::Message(Message::Close));
+                if !unsettled {
+                    self.send(target, true, Wire::Message(Message::Close));
+                }
                 self.send(target, true, Wire::End);
                 self.links[target].source_open = false;
             }

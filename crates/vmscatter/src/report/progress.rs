@@ -30,8 +30,8 @@ struct Bars {
     overall: ProgressBar,
     phase: Option<Phase>,
     guests: BTreeMap<String, GuestBar>,
-    moved: usize,
-    stayed: usize,
+    /// Guests that have ended, and whether they have moved: the last that was said of each.
+    ended: BTreeMap<String, bool>,
 }
 
 struct GuestBar {
@@ -138,7 +138,7 @@ impl Bars {
         let overall = multi.add(ProgressBar::new(1).with_style(style()));
         overall.set_prefix("all");
         overall.enable_steady_tick(std::time::Duration::from_millis(250));
-        Bars { multi, overall, phase: None, guests: BTreeMap::new(), moved: 0, stayed: 0 }
+        Bars { multi, overall, phase: None, guests: BTreeMap::new(), ended: BTreeMap::new() }
     }
 
     fn event(&mut self, event: &JobEvent) {
@@ -158,11 +158,7 @@ impl Bars {
                 if let Some(guest) = self.guests.remove(&outcome.name) {
                     self.multi.remove(&guest.bar);
                 }
-                if outcome.status.moved() {
-                    self.moved += 1;
-                } else {
-                    self.stayed += 1;
-                }
+                self.ended.insert(outcome.name.clone(), outcome.status.moved());
             }
             JobEvent::Warning { .. } | JobEvent::Done { .. } => {}
         }
@@ -202,8 +198,9 @@ impl Bars {
         if let Some(progress) = progress {
             text.push_str(&format!(" {}", counters(progress)));
         }
-        if self.moved + self.stayed > 0 {
-            text.push_str(&format!(", {} moved, {} stayed", self.moved, self.stayed));
+        if !self.ended.is_empty() {
+            let moved = self.ended.values().filter(|moved| **moved).count();
+            text.push_str(&format!(", {moved} moved, {} stayed", self.ended.len() - moved));
         }
         text
     }
@@ -258,7 +255,10 @@ mod tests {
         assert!(bar.message().starts_with("stream "), "{}", bar.message());
         bars.event(&JobEvent::Guest(guest("vm0", GuestStatus::Running)));
         bars.event(&JobEvent::Guest(guest("vm1", GuestStatus::Failed)));
-        assert_eq!((bars.guests.len(), bars.moved, bars.stayed), (GUEST_BARS_MAX - 2, 1, 1));
+        bars.event(&JobEvent::Guest(guest("vm2", GuestStatus::InDoubt)));
+        bars.event(&JobEvent::Guest(guest("vm2", GuestStatus::Running)));
+        assert_eq!(bars.guests.len(), GUEST_BARS_MAX - 3);
+        assert!(bars.overall_text(None).ends_with(", 2 moved, 1 stayed"), "{}", bars.overall_text(None));
         assert!(ProgressStyle::with_template(STYLE).is_ok());
     }
 }

@@ -79,8 +79,8 @@ pub(super) struct Vm {
     /// Its turn came before that.
     pub(super) stream_due: bool,
     socket_open: bool,
-    /// Its end has been told.
-    told: bool,
+    /// The end that has been told of it.
+    told: Option<VmStage>,
     /// While the session lives, recovery leaves the guest alone.
     live: Option<Live>,
     /// The end that the session has found for it is not quite carried out.
@@ -127,7 +127,7 @@ impl Vm {
             settled: false,
             stream_due: false,
             socket_open: false,
-            told: false,
+            told: None,
             live: Some(live),
             unsettled: false,
             journal: Duration::ZERO,
@@ -245,8 +245,13 @@ impl Actor {
             if times.stage.0 != stage {
                 times.stage = (stage, Instant::now());
             }
-            let ended = matches!(stage, Leaving | Done | Failed | InDoubt);
-            if ended && !std::mem::replace(&mut self.vms[usize::from(vm)].told, true) {
+            let end = match stage {
+                Leaving | Done => Done,
+                Failed | InDoubt => stage,
+                _ => continue,
+            };
+            // One that was in doubt may find its end after all.
+            if self.vms[usize::from(vm)].told.replace(end) != Some(end) {
                 self.milestones.running();
                 self.sink.emit(JobEvent::Guest(self.guest_outcome(vm)));
             }

@@ -95,9 +95,9 @@ impl Actor {
         let now = Instant::now();
         for vm in 0..self.vms.len() as u16 {
             if let Some(reason) = self.outstayed(vm, now) {
-                // Where a target is asked for its abort, it is asked again after as long.
+                // Where a target is asked for its abort, it has as long to answer.
                 self.vms[usize::from(vm)].times.stage.1 = now;
-                self.session.failed(vm, reason);
+                self.session.outstayed(vm, reason);
             }
         }
     }
