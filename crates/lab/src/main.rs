@@ -43,6 +43,12 @@ enum Command {
     Peers(PeersArguments),
     /// Measure the transport alone, without guests: under loss, beside TCP, with a slow receiver
     Transport(TransportArguments),
+    /// Measure what a core does of the transport, on links without a limit, with segmentation offload and without; needs ethtool
+    Batching {
+        /// Payload, MiB
+        #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..=65536))]
+        mib: u64,
+    },
     /// One end of `transport`
     #[command(hide = true)]
     TransportPeer {
@@ -321,6 +327,9 @@ fn main() -> ExitCode {
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
         }
+        Command::Batching { mib } => ended(
+            state::clean_up_on_signals().and_then(|()| transport::batching::run(mib << 20)).map(|()| true),
+        ),
         Command::TransportPeer { task } => match transport::peer::run(&task) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),

@@ -166,6 +166,23 @@ impl Network {
         Ok(())
     }
 
+    /// Takes the limit off `link`, both ways; nothing is counted there any more.
+    pub fn unshape(&self, link: &Link) -> Result<()> {
+        let ends = [(link.namespace.name(), "eth0"), (self.switch.name(), link.port.as_str())];
+        ends.into_iter().try_for_each(|(namespace, device)| {
+            run("tc", &["-n", namespace, "qdisc", "del", "dev", device, "root"])
+        })
+    }
+
+    /// Whether `link`'s host leaves the cutting of UDP bursts to its network card, or does it itself. Needs ethtool.
+    pub fn set_udp_segmentation(&self, link: &Link, offload: bool) -> Result<()> {
+        let state = if offload { "on" } else { "off" };
+        run(
+            "ip",
+            &["netns", "exec", link.namespace.name(), "ethtool", "-K", "eth0", "tx-udp-segmentation", state],
+        )
+    }
+
     /// The switch, whose ports see everything.
     pub fn switch(&self) -> &Namespace {
         &self.switch

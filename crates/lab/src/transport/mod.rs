@@ -5,6 +5,7 @@
 //! run core's `Sender` and `Receiver` over the product's own sockets; bodies are made in memory instead of read from
 //! guests, and compared at their receivers instead of loaded.
 
+pub mod batching;
 pub mod peer;
 mod process;
 mod rivals;

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmsg, sendmmsg, sendmsg,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, sendmsg,
     setsockopt, sockopt,
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
@@ -24,6 +25,8 @@ use crate::agent::host::Interface;
 
 /// One datagram, or what GRO makes of several.
 const RECEIVE_BYTES: usize = 65_536;
+/// As many of these are taken in by one call, where they wait.
+const RECEIVES_MAX: usize = 16;
 /// Asked of the kernel for each receiving socket: a tenth of a second at 1 Gbit/s, twice for the kernel's own accounts.
 const RECEIVE_BUFFER_BYTES: usize = 24 * 1024 * 1024;
 /// Segments that the kernel takes at once (`UDP_MAX_SEGMENTS` before 6.9).
@@ -35,22 +38,34 @@ const DATAGRAMS_MAX: usize = 64;
 /// How long a receiving thread takes at most to see that it is to end.
 const LOOK_UP: Duration = Duration::from_millis(200);
 
-/// Sealed pieces that arrived together: `segment` bytes each, the last maybe shorter.
+/// Sealed pieces that arrived together.
 #[derive(Debug)]
 pub struct PieceBatch {
     bytes: Vec<u8>,
+    runs: Vec<Run>,
+}
+
+/// Pieces of `segment` bytes each, the last maybe shorter: `bytes` in all.
+#[derive(Debug)]
+struct Run {
+    bytes: usize,
     segment: usize,
 }
 
 impl PieceBatch {
     /// A single piece.
     pub fn one(piece: Vec<u8>) -> PieceBatch {
-        PieceBatch { segment: piece.len().max(1), bytes: piece }
+        PieceBatch { runs: vec![Run { bytes: piece.len(), segment: piece.len().max(1) }], bytes: piece }
     }
 
     /// The pieces.
     pub fn pieces_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.bytes.chunks_mut(self.segment)
+        let mut left = &mut self.bytes[..];
+        self.runs.iter().flat_map(move |run| {
+            let (pieces, behind) = std::mem::take(&mut left).split_at_mut(run.bytes);
+            left = behind;
+            pieces.chunks_mut(run.segment)
+        })
     }
 }
 
@@ -212,7 +227,7 @@ impl GroupReceivers {
         join(&socket, addr, source, interface)?;
         let mut receiver = GroupReceiver {
             socket: socket.clone(),
-            buffer: vec![0; RECEIVE_BYTES],
+            buffer: vec![0; RECEIVES_MAX * RECEIVE_BYTES],
             dropped: 0,
             stop: self.stop.clone(),
             kernel_drops: self.kernel_drops.clone(),
@@ -317,8 +332,9 @@ impl GroupReceiver {
     fn run(&mut self, batches: &Sender<PieceBatch>) {
         while !self.stop.load(Relaxed) {
             match self.receive() {
+                // It may have been ended while it waited.
                 Ok(Some(batch)) => {
-                    if batches.send(batch).is_err() {
+                    if self.stop.load(Relaxed) || batches.send(batch).is_err() {
                         return;
                     }
                 }
@@ -328,26 +344,36 @@ impl GroupReceiver {
         }
     }
 
+    /// What waits; if nothing does, the first that comes.
     fn receive(&mut self) -> nix::Result<Option<PieceBatch>> {
-        let mut control = nix::cmsg_space!(i32, u32);
-        let mut slices = [IoSliceMut::new(&mut self.buffer)];
-        let message =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
-        let (len, mut segment, mut dropped) = (message.bytes, None, None);
-        for one in message.cmsgs()? {
-            match one {
-                ControlMessageOwned::UdpGroSegments(bytes) => segment = usize::try_from(bytes).ok(),
-                ControlMessageOwned::RxqOvfl(count) => dropped = Some(count),
-                _ => {}
+        let mut headers =
+            MultiHeaders::<()>::preallocate(RECEIVES_MAX, Some(nix::cmsg_space!(libc::c_int, u32)));
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            self.buffer.chunks_mut(RECEIVE_BYTES).map(|buffer| [IoSliceMut::new(buffer)]).collect();
+        let fd = self.socket.as_raw_fd();
+        let messages = recvmmsg(fd, &mut headers, slices.iter_mut(), MsgFlags::MSG_WAITFORONE, None)?;
+        let (mut runs, mut dropped) = (Vec::with_capacity(RECEIVES_MAX), None);
+        for message in messages {
+            let mut run = Run { bytes: message.bytes, segment: message.bytes.max(1) };
+            for one in message.cmsgs()? {
+                match one {
+                    ControlMessageOwned::UdpGroSegments(bytes) if bytes > 0 => run.segment = bytes as usize,
+                    ControlMessageOwned::RxqOvfl(count) => dropped = Some(count),
+                    _ => {}
+                }
             }
+            runs.push(run);
         }
         if let Some(dropped) = dropped {
             // The kernel's count wraps around.
             self.kernel_drops.fetch_add(dropped.wrapping_sub(self.dropped).into(), Relaxed);
             self.dropped = dropped;
         }
-        let segment = segment.filter(|bytes| *bytes > 0).unwrap_or(len);
-        Ok((len > 0).then(|| PieceBatch { bytes: self.buffer[..len].to_vec(), segment }))
+        let mut bytes = Vec::with_capacity(runs.iter().map(|run| run.bytes).sum());
+        for (run, buffer) in runs.iter().zip(self.buffer.chunks(RECEIVE_BYTES)) {
+            bytes.extend_from_slice(&buffer[..run.bytes]);
+        }
+        Ok((!bytes.is_empty()).then_some(PieceBatch { bytes, runs }))
     }
 }
 
@@ -361,7 +387,6 @@ pub fn random_group(config: &MulticastConfig) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use crossbeam_channel::{Receiver, bounded};
-    use nix::libc;
 
     use super::*;
     use crate::agent::config::MulticastPrefix;
@@ -468,8 +493,10 @@ mod tests {
                 assert_eq!(collect(&batches, 100).0, [vec![round; 100]]);
                 receivers.leave(group, source, &lo).unwrap();
                 sender.send(group, &[0; 100], 100).unwrap();
-                assert_eq!(collect(&other, 200).0.len(), 2);
-                assert!(batches.recv_timeout(Duration::from_millis(50)).is_err());
+                let heard = collect(&other, 200).0;
+                assert_eq!(heard.len(), 2, "{heard:?}");
+                let more = batches.recv_timeout(Duration::from_millis(50));
+                assert!(more.is_err(), "{more:?}");
             }
             assert!(receivers.leave(group, source, &lo).is_err(), "it is not joined");
         }

@@ -17,7 +17,7 @@ use vmscatter_core::wire::seal::{Channel, OpenKey};
 use super::{Bodies, SET, TargetResult, Task, control, cpu_seconds, own_set};
 
 /// As in the product's session thread.
-const BATCHES_MAX: usize = 128;
+const BATCHES_MAX: usize = 32;
 const IDLE: Duration = Duration::from_millis(50);
 
 pub(super) fn run(task: &Task, number: u16) -> Result<TargetResult> {
