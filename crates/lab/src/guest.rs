@@ -155,6 +155,8 @@ impl GuestFile {
             &format!("file={},if=none,id=disk,format=raw,readonly=on", assets.disk.display()),
             "-device",
             "virtio-blk-pci,drive=disk",
+            "-device",
+            "pvpanic",
             "-chardev",
             "socket,id=serial,path={run_dir}/{name}.serial,server=on,wait=off",
             "-serial",

@@ -378,8 +378,13 @@ impl Agents {
 }
 
 /// The end of what a host's agent has logged.
+/// What a host's agent has logged.
+pub(crate) fn log_of(host: &Host) -> String {
+    fs::read_to_string(host.run_dir.join("agent.log")).unwrap_or_default()
+}
+
 pub(crate) fn last_of_log(host: &Host) -> String {
-    let log = fs::read_to_string(host.run_dir.join("agent.log")).unwrap_or_default();
+    let log = log_of(host);
     let lines: Vec<&str> = log.lines().collect();
     format!("{}: {}\n", host.name, lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  "))
 }

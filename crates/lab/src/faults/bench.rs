@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,7 @@ use crate::guest::{Guest, Qemu};
 use crate::host::Host;
 use crate::progress::Progress;
 use crate::qmp::Qmp;
-use crate::scatter::{Agents, last_of_log};
+use crate::scatter::{Agents, last_of_log, socket};
 use crate::serial;
 use crate::session::{Session, Settings};
 use crate::weight;
@@ -215,6 +215,16 @@ impl<'a> Bench<'a> {
     /// What the guest's QEMU at the source says, or the one given.
     pub(super) fn status(&self, qmp: &Qmp) -> Result<String> {
         status(qmp)
+    }
+
+    /// Runs `vmscatter` on a host; what it prints.
+    pub(super) fn command(&self, host: &Host, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(self.agents.program());
+        command.args(arguments).arg("--agent").arg(socket(host));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = host.spawn(&mut command)?.wait_with_output()?;
+        let said = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// The QEMU of a guest on a host.

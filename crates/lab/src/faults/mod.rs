@@ -7,6 +7,7 @@ mod bench;
 mod busy;
 mod intruder;
 pub mod kill;
+mod late_twin;
 mod neighbours;
 mod scenarios;
 
@@ -50,8 +51,12 @@ pub enum Scenario {
     Retry,
     /// A guest is reset on its way, and another one switches itself off.
     GuestEvents,
+    /// Guests panic: one whose QEMU ends then, and one whose QEMU keeps it as it is.
+    GuestPanics,
     /// The source's agent is killed.
     SourceDies,
+    /// A target's host is taken for lost, and comes back.
+    LateTwin,
     /// Targets that can't take a guest.
     BadMachine,
     /// A guest that dirties memory faster than it can be sent: given up, by default and at a deadline; then throttled.
@@ -64,7 +69,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
@@ -78,7 +83,9 @@ impl Scenario {
         Self::TargetDies,
         Self::Retry,
         Self::GuestEvents,
+        Self::GuestPanics,
         Self::SourceDies,
+        Self::LateTwin,
         Self::BadMachine,
         Self::Busy,
         Self::BusyMayStand,
@@ -104,7 +111,9 @@ impl Scenario {
             Self::TargetDies => "target-dies",
             Self::Retry => "retry",
             Self::GuestEvents => "guest-events",
+            Self::GuestPanics => "guest-panics",
             Self::SourceDies => "source-dies",
+            Self::LateTwin => "late-twin",
             Self::BadMachine => "bad-machine",
             Self::Busy => "busy",
             Self::BusyMayStand => "busy-may-stand",
@@ -131,7 +140,9 @@ impl Scenario {
             Self::TargetDies => scenarios::target_dies(bench),
             Self::Retry => scenarios::retry(bench),
             Self::GuestEvents => scenarios::guest_events(bench),
+            Self::GuestPanics => scenarios::guest_panics(bench),
             Self::SourceDies => scenarios::source_dies(bench),
+            Self::LateTwin => late_twin::play(bench),
             Self::BadMachine => scenarios::bad_machine(bench),
             Self::Busy => busy::gives_up_or_throttles(bench),
             Self::BusyMayStand => busy::may_stand(bench),

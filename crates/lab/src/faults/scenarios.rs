@@ -242,6 +242,27 @@ pub(super) fn guest_events(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
+/// vm1 panics while contents are scattered, and its QEMU ends; vm2 does so in its stream, and its QEMU is to keep it.
+pub(super) fn guest_panics(bench: &mut Bench<'_>) -> Result<()> {
+    let kept = &bench.guest(1).source.qmp;
+    kept.execute("set-action", json!({ "panic": "pause" }))?;
+    let mut running = bench.migrate(&MODEST)?;
+    running.wait_for("] scatter", SOON)?;
+    bench.guest(0).serial.tell(0, "panic")?;
+    running.wait_for("vm2: stream", SOON)?;
+    bench.guest(1).serial.tell(0, "panic")?;
+    let ended = running.end(QUICK)?;
+    ended.exited(&[3])?;
+    for (index, name) in ["vm1", "vm2"].into_iter().enumerate() {
+        ended.line(&format!("{name}: failed, stays: the guest panicked"))?;
+        ended.twins[index].iter().try_for_each(|twin| ensure_gone(&twin.qmp)).context(name)?;
+    }
+    ensure_gone(&bench.guest(0).source.qmp).context("vm1")?;
+    let (kept, status) = (&bench.guest(1).source.qmp, bench.status(&bench.guest(1).source.qmp)?);
+    ensure!(status == "guest-panicked" && !kept.is_closed(), "vm2 is {status}");
+    bench.moved(&ended, 2)
+}
+
 /// The guests' QEMUs are not the agent's children: they see a closed socket and go on.
 pub(super) fn source_dies(bench: &mut Bench<'_>) -> Result<()> {
     let mut running = bench.migrate(&SLOW)?;

@@ -52,8 +52,8 @@ pub const CONFIG_BYTES_MAX: u64 = 256 * 1024;
 pub const MEMORY_RESERVE_MIB_DEFAULT: u64 = 512;
 /// Longest path of a Unix socket: `sun_path` less its terminator (`unix(7)`).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// Longest `run_dir`: in it are sockets with a UUID and up to eight bytes around it in their names.
-pub const RUN_DIR_BYTES_MAX: usize = SOCKET_PATH_BYTES_MAX - 1 - 36 - 8;
+/// Longest `run_dir`: in it are sockets with a UUID and up to 16 bytes around it in their names.
+pub const RUN_DIR_BYTES_MAX: usize = SOCKET_PATH_BYTES_MAX - 1 - 36 - 16;
 
 /// A checked configuration; all paths are absolute.
 #[derive(Clone, Debug)]

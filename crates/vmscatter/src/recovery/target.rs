@@ -49,7 +49,11 @@ pub(super) async fn advance(
     let journal = |step| {
         ctx.journal.step(record.key, Step::Target(step)).map(drop).map_err(|e| format!("journal: {e}"))
     };
-    let close = || ctx.journal.close(record.key).map_err(|e| format!("journal: {e}"));
+    // Until then it may have to be stopped.
+    let close = || {
+        remove_files(&record.facts.monitor);
+        ctx.journal.close(record.key).map_err(|e| format!("journal: {e}"))
+    };
     match next {
         TargetNext::Ask => return Ok(Some(Stand::Ask(Word::Target(target_word(step, found.qemu))))),
         TargetNext::Wait(note) => return Ok(Some(Stand::Wait(note))),
@@ -76,7 +80,6 @@ pub(super) async fn advance(
                     if step != TargetStep::Forced || record.facts.paused {
                         journal(TargetStep::Running)?;
                     }
-                    remove_files(&record.facts.monitor);
                     done.push("runs here".to_owned());
                 }
                 Resumed::Never(reason) => {
@@ -88,7 +91,6 @@ pub(super) async fn advance(
         }
         TargetNext::Ran => {
             journal(TargetStep::Running)?;
-            remove_files(&record.facts.monitor);
             done.push("runs here".to_owned());
         }
         TargetNext::Yield => {

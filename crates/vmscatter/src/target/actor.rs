@@ -29,7 +29,7 @@ use crate::net::udp::{GroupReceivers, PieceBatch};
 use crate::recovery::Live;
 
 /// Batches of pieces that wait for the session thread; beyond that sockets wait, and UDP loses.
-const BATCHES_MAX: usize = 128;
+const BATCHES_MAX: usize = 32;
 /// The thread looks up at least this often.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -417,7 +417,7 @@ impl Actor {
         let facts = Facts {
             name: spec.name.clone(),
             peer: Peer { name: self.about.peer.name.clone(), addr },
-            monitor: incoming::monitor_path(&self.ctx, spec),
+            monitor: incoming::monitor_path(&self.ctx, self.key(spec)),
             paused: spec.paused,
             side: Side::Target {
                 program: incoming::program(&self.ctx, spec)?,
@@ -536,7 +536,7 @@ impl Actor {
                 );
             }
             if let Some(incoming) = state.incoming {
-                incoming.release(counted, in_doubt);
+                incoming.release(counted, !state.forget);
             }
             drop(state.live);
         }

@@ -42,9 +42,11 @@ pub(super) struct Incoming {
     memory: MemoryShare,
 }
 
-/// Our own monitor of a VM's incoming QEMU; beside it are the other files of that QEMU.
-pub(super) fn monitor_path(ctx: &AgentContext, spec: &VmSpec) -> PathBuf {
-    ctx.config.run_dir.join(format!("in-{}.qmp", format_uuid(&spec.uuid)))
+/// Our own monitor of a VM's incoming QEMU; beside it are the other files of that QEMU. Of its session only: a VM that has left
+/// and comes again must not meet what is not yet closed of the time before.
+pub(super) fn monitor_path(ctx: &AgentContext, key: VmKey) -> PathBuf {
+    let [a, b, c, d, ..] = key.session;
+    ctx.config.run_dir.join(format!("in-{}-{a:02x}{b:02x}{c:02x}{d:02x}.qmp", format_uuid(&key.vm)))
 }
 
 /// The argument with which a QEMU is told of our monitor; no other process has it.
@@ -88,7 +90,7 @@ pub(super) async fn start(
         .memory
         .take(bytes)
         .map_err(|free| format!("not enough memory: {} MiB needed, {} MiB free", bytes >> 20, free >> 20))?;
-    let monitor = monitor_path(ctx, spec);
+    let monitor = monitor_path(ctx, key);
     let child = spawn(&guest, &monitor)?;
     let process = child.id().and_then(|pid| process::identify(pid as i32));
     if let Some(Err(error)) = process.map(|process| ctx.journal.spawned(key, process)) {
@@ -236,10 +238,11 @@ impl Incoming {
     /// Lets the guest be: it is this host's now. Where the host's capacity was configured (`counted`), its memory stays
     /// set aside until its QEMU ends; else Linux counts what it uses.
     ///
-    /// One that is `in_doubt` keeps its monitor's socket, by which recovery finds it.
-    pub(super) fn release(self, counted: bool, in_doubt: bool) {
+    /// One that is `unfinished` keeps its monitor's socket, by which recovery finds it: it may have to be let run, or, if the operator
+    /// decides for the source meanwhile, to be stopped.
+    pub(super) fn release(self, counted: bool, unfinished: bool) {
         let Incoming { mut child, monitor, memory, .. } = self;
-        if !in_doubt {
+        if !unfinished {
             remove_files(&monitor);
         }
         if counted {

@@ -11,7 +11,8 @@
 //! - `N units=N` in answer to a line `count`: what it has done besides, if it was told to work all the time;
 //! - `E <reason>` if it can't go on.
 //!
-//! A line `sysrq X` has the kernel do what its key X does: `b` resets the guest, `o` switches it off.
+//! A line `sysrq X` has the kernel do what its key X does: `b` resets the guest, `o` switches it off. `panic` tells QEMU that the
+//! guest has panicked, as a kernel with a driver for its device pvpanic does.
 //!
 //! Kernel command line: `load.dirty_kib=` per second (2176), `load.area_mib=` (8), `load.random_mib=` (16), `load.work=` 1
 //! to work all the time (0); `load.shared=` number, guests and pages, for contents that only some guests have (none); and,
@@ -33,6 +34,9 @@ use memory::{DirtyArea, PAGE_SIZE, RandomData, SharedData};
 use workload::Task;
 
 const TICK: Duration = Duration::from_millis(20);
+/// QEMU's ISA device pvpanic: where it listens, and what says that the guest has panicked (docs/specs/pvpanic in QEMU).
+const PVPANIC_PORT: u16 = 0x505;
+const PVPANIC_PANICKED: u8 = 1;
 const DISK_WAIT: Duration = Duration::from_secs(60);
 
 /// What the kernel command line asks for.
@@ -127,6 +131,7 @@ fn run() -> io::Result<std::convert::Infallible> {
         command if command.starts_with("sysrq ") => {
             fs::write("/proc/sysrq-trigger", command.trim_start_matches("sysrq "))
         }
+        "panic" => sys::write_port(PVPANIC_PORT, PVPANIC_PANICKED),
         "count" => say(&line, &format!("N units={}", units.load(Relaxed))),
         _ => Ok(()),
     })

@@ -3,6 +3,7 @@
 //! The program is compiled by `build.rs` with nothing but `std`, so the declarations are written out here; they are
 //! those of glibc on x86-64 Linux.
 
+use std::arch::asm;
 use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::File;
 use std::io;
@@ -48,6 +49,7 @@ unsafe extern "C" {
         offset: c_long,
     ) -> *mut c_void;
     fn munmap(address: *mut c_void, length: usize) -> c_int;
+    fn ioperm(from: c_ulong, count: c_ulong, on: c_int) -> c_int;
     fn mincore(address: *mut c_void, length: usize, resident: *mut u8) -> c_int;
 }
 
@@ -133,4 +135,13 @@ pub(crate) fn fill_cache(file: &File, length: usize) -> io::Result<()> {
         }
         check(munmap(address, length))
     }
+}
+
+/// Writes a byte to a port of the machine.
+pub(crate) fn write_port(port: u16, value: u8) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { ioperm(port.into(), 1, 1) })?;
+    // SAFETY: this thread may write to the port, and what is behind it is no memory of the program's.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    Ok(())
 }

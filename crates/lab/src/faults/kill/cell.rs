@@ -1,7 +1,6 @@
 //! One cell: guests are booted, vm1 is brought to the step, the fault is done to it, and then all find their ends.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,6 @@ use crate::faults::bench::{Bench, Ended, Running, gone};
 use crate::host::Host;
 use crate::progress::Progress;
 use crate::qmp::Qmp;
-use crate::scatter::socket;
 use crate::session::Settings;
 
 /// vm1 has come to its step by then.
@@ -198,14 +196,14 @@ fn settle(bench: &Bench<'_>) -> Result<(bool, bool)> {
         });
         if let Some((host, guest)) = undecided {
             // It has run at its target, as the lab knows.
-            let output = command(bench, host, &["recover", "--force-target", &guest.guest, "--yes"])?;
+            let output = bench.command(host, &["recover", "--force-target", &guest.guest, "--yes"])?;
             decided = true;
             ensure!(guest.note.contains("has ended"), "a decision is asked for: {guest:?}; {output}");
         } else if statuses.iter().any(running) {
             idle = None;
         } else if idle.get_or_insert_with(Instant::now).elapsed() > BY_THEMSELVES {
             for host in &hosts {
-                command(bench, host, &["recover"])?;
+                bench.command(host, &["recover"])?;
             }
             (recovered, idle) = (true, None);
         }
@@ -214,21 +212,8 @@ fn settle(bench: &Bench<'_>) -> Result<(bool, bool)> {
 }
 
 fn status(bench: &Bench<'_>, host: &Host) -> Result<Status> {
-    let text = command(bench, host, &["status", "--json"])?;
+    let text = bench.command(host, &["status", "--json"])?;
     serde_json::from_str(&text).with_context(|| format!("status of {}: {text}", host.name))
-}
-
-/// Runs `vmscatter` on a host; what it prints.
-fn command(bench: &Bench<'_>, host: &Host, arguments: &[&str]) -> Result<String> {
-    let mut command = Command::new(&bench.settings.vmscatter);
-    command.args(arguments).arg("--agent").arg(socket(host));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = host.spawn(&mut command)?.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    match said.is_empty() {
-        true => Ok(String::from_utf8_lossy(&output.stderr).into_owned()),
-        false => Ok(said),
-    }
 }
 
 /// Where a guest runs, if it does so in one place only, and nothing of it is left in the other; its ticks and data are seen to be whole.
