@@ -112,7 +112,11 @@ pub fn pieces(data: &[u8]) {
             }
             2 => {
                 let (set, first) = (u16::from(input.byte() % 3), u64::from(input.short()));
-                let last = first.wrapping_add(u64::from(input.short())).wrapping_mul(u64::from(input.byte()));
+                // Few at once, or all that there are: each that is new costs time.
+                let last = match input.byte() {
+                    u8::MAX => u64::MAX,
+                    count => first + u64::from(count),
+                };
                 receiver.on_sent(now, &[FrameSpan { set, first, last }]);
             }
             3 => now = now + Duration::from_micros(u64::from(input.short())),
