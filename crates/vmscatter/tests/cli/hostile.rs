@@ -26,7 +26,7 @@ const EVIL: [u8; 16] = [0xee; 16];
 /// An honest peer waits no longer than this, whatever another one does.
 const SOON: Duration = Duration::from_secs(5);
 /// What an agent may take beyond what it had before, for a peer that sends all it can.
-const MEMORY_MAX: u64 = 256 << 20;
+pub(crate) const MEMORY_MAX: u64 = 256 << 20;
 
 /// An agent, a peer that has a session there, and one that wants to do harm.
 struct Scene {
@@ -103,7 +103,7 @@ fn bytes(message: Message) -> Vec<u8> {
     Envelope { session: EVIL, message }.encode().unwrap()
 }
 
-fn resident(agent: &Agent) -> u64 {
+pub(crate) fn resident(agent: &Agent) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.child.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
@@ -127,7 +127,7 @@ fn block(bytes: u64) -> BlockSpec {
 }
 
 /// One of each message, and some of what no honest peer would say.
-fn messages(addr: SocketAddr) -> Vec<Message> {
+pub(crate) fn messages(addr: SocketAddr) -> Vec<Message> {
     let everything = FrameSpan { set: 0, first: 0, last: u64::MAX };
     let grant = |set| SetGrant { set, key: [7; 32], group: Some(SocketAddr::from(([239, 1, 2, 3], 4000))) };
     let gap = FrameGap { frame: u64::MAX, pieces: vec![(u16::MAX, 0); 100] };
@@ -169,10 +169,10 @@ fn messages(addr: SocketAddr) -> Vec<Message> {
 }
 
 /// A small generator of its own: what failed comes again.
-struct Numbers(u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % bound.max(1)
     }

@@ -4,6 +4,7 @@ mod agents;
 mod doctor;
 mod harness;
 mod hostile;
+mod hostile_target;
 mod input;
 mod jobs;
 mod plan;

@@ -14,7 +14,7 @@ use crate::harness::{Agent, DEADLINE, Lab, vmscatter, wait_until};
 pub(crate) struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
-    fn connect(path: &Path) -> Monitor {
+    pub(crate) fn connect(path: &Path) -> Monitor {
         wait_until("QEMU has opened its monitor", || UnixStream::connect(path).is_ok());
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -43,17 +43,6 @@ impl Monitor {
     }
 }
 
-/// Two agents, and a guest at the first. A host's values are `machine`, `cpu`, `smp` and `device`.
-pub(crate) struct Pair {
-    lab: Lab,
-    source: Agent,
-    target: Agent,
-    qemu: Child,
-    file: String,
-    pub(crate) monitor: Monitor,
-    before: [Value; 2],
-}
-
 /// What differs between the hosts.
 #[derive(Clone, Copy)]
 pub(crate) struct Options {
@@ -66,72 +55,105 @@ pub(crate) struct Options {
 pub(crate) const PLAIN: Options =
     Options { machine: "pc", cpu: "qemu64", smp: "1", device: "virtio-rng-pci" };
 
+impl Options {
+    /// The values of a host with these options, for guest files.
+    fn values(self, lab: &Lab) -> [(&'static str, String); 5] {
+        let Options { machine, cpu, smp, device } = self;
+        [("qemu", &*program(lab)), ("machine", machine), ("cpu", cpu), ("smp", smp), ("device", device)]
+            .map(|(key, value)| (key, value.to_owned()))
+    }
+}
+
 /// One monitor for agents, one for the test. A twin gets `-S` from its agent, the guest gets it here.
 const COMMAND: &str = "{qemu} -nodefaults -no-user-config -display none -m 16M -machine {machine} -cpu {cpu} -smp {smp} \
     -device {device} -qmp unix:{run_dir}/{name}.qmp,server=on,wait=off -qmp unix:{run_dir}/{name}.lab,server=on,wait=off";
 
-impl Pair {
-    pub(crate) fn start(at_source: Options, at_target: Options) -> Pair {
-        let lab = Lab::new("node1,t1");
-        let program = lab.write("qemu", &format!("#!/bin/sh\nexec {} \"$@\"\n", test_qemu()));
-        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        let values = |name: &str, options: Options| {
-            let Options { machine, cpu, smp, device } = options;
-            let run_dir = lab.path(&format!("{name}.run"));
-            [("qemu", &*program), ("machine", machine), ("cpu", cpu), ("smp", smp), ("device", device)]
-                .map(|(key, value)| (key, value.to_owned()))
-                .into_iter()
-                .chain([("run_dir", run_dir), ("name", "vm1".to_owned())])
-                .collect::<Vec<_>>()
-        };
-        let agent = |name: &str, options: Options| {
-            let values = values(name, options);
-            let lines = values[..5].iter().map(|(key, value)| format!("{key} = '{value}'\n"));
-            let config = lab.config(name).replace("/usr/bin/qemu", &program);
-            let config = lab
-                .write(&format!("{name}.conf"), &format!("{config}[values]\n{}", lines.collect::<String>()));
-            Agent::start(Path::new(&config), PathBuf::from(lab.path(&format!("{name}.sock"))))
-        };
-        let (source, target) = (agent("node1", at_source), agent("t1", at_target));
+/// The QEMU that agents may start.
+fn program(lab: &Lab) -> String {
+    let path = lab.path("qemu");
+    if !Path::new(&path).exists() {
+        lab.write("qemu", &format!("#!/bin/sh\nexec {} \"$@\"\n", test_qemu()));
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    path
+}
+
+/// An agent on whose host guests have these options.
+pub(crate) fn agent(lab: &Lab, name: &str, options: Options) -> Agent {
+    let values = options.values(lab).map(|(key, value)| format!("{key} = '{value}'\n")).concat();
+    let config = lab.config(name).replace("/usr/bin/qemu", &program(lab));
+    let config = lab.write(&format!("{name}.conf"), &format!("{config}[values]\n{values}"));
+    Agent::start(Path::new(&config), PathBuf::from(lab.path(&format!("{name}.sock"))))
+}
+
+/// The test's own monitor of a guest on a host.
+pub(crate) fn monitor_path(lab: &Lab, host: &str, name: &str) -> PathBuf {
+    PathBuf::from(lab.path(&format!("{host}.run/{name}.lab")))
+}
+
+/// A guest, not yet running.
+pub(crate) struct Guest {
+    pub(crate) qemu: Child,
+    pub(crate) file: String,
+    pub(crate) monitor: Monitor,
+}
+
+impl Guest {
+    /// Starts it on a host whose agent runs.
+    pub(crate) fn start(lab: &Lab, host: &str, name: &str, options: Options) -> Guest {
         let command: Vec<&str> = COMMAND.split_whitespace().collect();
-        let text = json!({ "name": "vm1", "qmp": "{run_dir}/{name}.qmp", "command": command });
-        let file = lab.write("vm1.toml", &toml_of(&text));
+        let text = json!({ "name": name, "qmp": "{run_dir}/{name}.qmp", "command": command });
+        let file = lab.write(&format!("{name}.toml"), &toml_of(&text));
+        let (values, run_dir) = (options.values(lab), lab.path(&format!("{host}.run")));
         let fill = |argument: &&str| {
-            values("node1", at_source)
-                .iter()
-                .fold(argument.to_string(), |text, (key, value)| text.replace(&format!("{{{key}}}"), value))
+            let text = argument.replace("{run_dir}", &run_dir).replace("{name}", name);
+            values.iter().fold(text, |text, (key, value)| text.replace(&format!("{{{key}}}"), value))
         };
-        let mut qemu = Command::new(&program);
+        let mut qemu = Command::new(program(lab));
         qemu.args(command[1..].iter().map(fill)).arg("-S").stdin(Stdio::null());
         let qemu = qemu.spawn().unwrap();
-        let mut monitor = Monitor::connect(Path::new(&lab.path("node1.run/vm1.lab")));
-        let before = settings(&mut monitor);
-        Pair { lab, source, target, qemu, file, monitor, before }
+        Guest { qemu, file, monitor: Monitor::connect(&monitor_path(lab, host, name)) }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Two agents, and a guest at the first.
+struct Pair {
+    lab: Lab,
+    source: Agent,
+    target: Agent,
+    guest: Guest,
+    before: [Value; 2],
+}
+
+impl Pair {
+    fn start(at_source: Options, at_target: Options) -> Pair {
+        let lab = Lab::new("node1,t1");
+        let (source, target) = (agent(&lab, "node1", at_source), agent(&lab, "t1", at_target));
+        let mut guest = Guest::start(&lab, "node1", "vm1", at_source);
+        let before = settings(&mut guest.monitor);
+        Pair { lab, source, target, guest, before }
     }
 
-    pub(crate) fn run(&self, command: &str, options: &[&str]) -> Output {
+    fn run(&self, command: &str, options: &[&str]) -> Output {
         let to = format!("t1={}", self.target.control);
-        let args = [command, "--agent", self.source.socket(), "--guest", &self.file, "--to", &to];
+        let args = [command, "--agent", self.source.socket(), "--guest", &self.guest.file, "--to", &to];
         vmscatter(&[&args[..], options].concat())
     }
 
     /// The guest stays, is as it was, and no twin of it is left.
-    pub(crate) fn stays(&mut self) {
-        let migration = self.monitor.execute("query-migrate", json!({}));
+    fn stays(&mut self) {
+        let migration = self.guest.monitor.execute("query-migrate", json!({}));
         assert!(migration.get("status").is_none(), "it was told to migrate: {migration}");
-        assert_eq!(settings(&mut self.monitor), self.before);
-        assert!(!Path::new(&self.lab.path("t1.run/vm1.lab")).exists() || self.twin_is_gone());
-    }
-
-    fn twin_is_gone(&self) -> bool {
-        UnixStream::connect(self.lab.path("t1.run/vm1.lab")).is_err()
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
+        assert_eq!(settings(&mut self.guest.monitor), self.before);
+        let twin = monitor_path(&self.lab, "t1", "vm1");
+        assert!(!twin.exists() || UnixStream::connect(twin).is_err());
     }
 }
 
@@ -190,7 +212,7 @@ fn what_the_target_does_not_have_comes_back_as_one_line() {
 #[test]
 fn a_device_that_was_plugged_later_is_found_before_anything_is_changed() {
     let mut pair = Pair::start(PLAIN, PLAIN);
-    pair.monitor.execute("device_add", json!({ "driver": "virtio-balloon-pci", "id": "late" }));
+    pair.guest.monitor.execute("device_add", json!({ "driver": "virtio-balloon-pci", "id": "late" }));
     let told = stderr(&pair.run("migrate", &[]));
     assert!(told.contains("no device 'late' (virtio-balloon-pci) here, which the guest has"), "{told}");
     pair.stays();
@@ -199,15 +221,15 @@ fn a_device_that_was_plugged_later_is_found_before_anything_is_changed() {
 #[test]
 fn what_can_not_be_moved_is_refused_before_a_target_is_asked() {
     let mut pair = Pair::start(PLAIN, PLAIN);
-    pair.monitor.execute("object-add", json!({ "qom-type": "iothread", "id": "io" }));
+    pair.guest.monitor.execute("object-add", json!({ "qom-type": "iothread", "id": "io" }));
     let balloon =
         json!({ "driver": "virtio-balloon-pci", "id": "balloon0", "free-page-hint": true, "iothread": "io" });
-    pair.monitor.execute("device_add", balloon);
-    pair.monitor.execute(
+    pair.guest.monitor.execute("device_add", balloon);
+    pair.guest.monitor.execute(
         "migrate-set-capabilities",
         json!({ "capabilities": [{ "capability": "multifd", "state": true }] }),
     );
-    pair.before = settings(&mut pair.monitor);
+    pair.before = settings(&mut pair.guest.monitor);
     for command in ["migrate", "plan"] {
         let output = pair.run(command, &[]);
         let told = stderr(&output);
@@ -221,7 +243,7 @@ fn what_can_not_be_moved_is_refused_before_a_target_is_asked() {
         pair.stays();
     }
     // What only reads says so, and reads.
-    let scan = vmscatter(&["scan", "--agent", pair.source.socket(), "--guest", &pair.file]);
+    let scan = vmscatter(&["scan", "--agent", pair.source.socket(), "--guest", &pair.guest.file]);
     assert!(
         scan.status.success() && stderr(&scan).contains("warning: vm1: can't be moved: "),
         "{}",
@@ -233,12 +255,12 @@ fn what_can_not_be_moved_is_refused_before_a_target_is_asked() {
 #[test]
 fn a_guest_that_is_as_it_should_be_moves() {
     let mut pair = Pair::start(PLAIN, PLAIN);
-    pair.monitor.execute("cont", json!({}));
+    pair.guest.monitor.execute("cont", json!({}));
     let output = pair.run("migrate", &[]);
     let told = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
-    let mut twin = Monitor::connect(Path::new(&pair.lab.path("t1.run/vm1.lab")));
+    let mut twin = Monitor::connect(&monitor_path(&pair.lab, "t1", "vm1"));
     assert_eq!(twin.execute("query-status", json!({}))["status"], "running");
     twin.execute("quit", json!({}));
-    wait_until("the source QEMU has ended", || matches!(pair.qemu.try_wait(), Ok(Some(_))));
+    wait_until("the source QEMU has ended", || matches!(pair.guest.qemu.try_wait(), Ok(Some(_))));
 }
