@@ -65,6 +65,8 @@ pub const SCHEDULE_SETS_MAX: usize = 4_096;
 pub const SET_CONTENTS_MAX: usize = 1 << 24;
 /// Sets that come of that beyond [`SCHEDULE_SETS_MAX`]: contents are counted with 32 bits.
 pub const SETS_SPLIT_MAX: usize = (1 << 32) / SET_CONTENTS_MAX;
+/// Sets that a target is granted for itself, one after the other, as keys wear out under its streams: 32 TiB.
+pub const OWN_SETS_MAX: usize = 64;
 /// Multicast group addresses of a session; a target has a socket and a thread for each that it has joined.
 pub const GROUPS_MAX: usize = 64;
 /// Target sets that are counted to find the largest.

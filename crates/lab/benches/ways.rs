@@ -113,6 +113,7 @@ fn boot(guests: usize, memory_mib: u32) -> anyhow::Result<Stopped> {
         programs: Programs::default(),
         vmscatter: PathBuf::new(),
         target_vmscatter: None,
+        rekey_mib: None,
     };
     let session = Session::boot(&settings, &Assets::prepare()?, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

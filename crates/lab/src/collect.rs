@@ -84,6 +84,7 @@ pub fn run(options: &CollectOptions) -> Result<String> {
         programs: Programs::default(),
         vmscatter: options.vmscatter.clone(),
         target_vmscatter: None,
+        rekey_mib: None,
     };
     let agents = Agents::start(&lab, &settings)?;
     let scans = options.percents.iter().map(|percent| Disturbance::Scan(*percent));

@@ -451,6 +451,7 @@ impl DemoArguments {
             programs: Programs::default(),
             vmscatter,
             target_vmscatter: None,
+            rekey_mib: None,
         };
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
@@ -477,6 +478,7 @@ impl PredictArguments {
             programs: Programs::default(),
             vmscatter,
             target_vmscatter: None,
+            rekey_mib: None,
         };
         let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
         predict::run(&PredictOptions { settings, modes, bandwidth, first, json })
@@ -496,13 +498,18 @@ fn test_settings(accel: AccelChoice, compare_ram: bool, vmscatter: PathBuf) -> R
         programs: Programs::default(),
         vmscatter,
         target_vmscatter: None,
+        rekey_mib: None,
     })
 }
+
+/// A guest's stream has more.
+const REKEY_MIB: u64 = 8;
 
 impl EndToEndArguments {
     fn run(self, vmscatter: PathBuf) -> Result<bool> {
         state::clean_up_on_signals()?;
         let settings = test_settings(self.accel, true, vmscatter)?;
+        let settings = Settings { rekey_mib: Some(REKEY_MIB), ..settings };
         let mut wrong = demo::end_to_end(settings.clone(), &self.modes)?;
         if self.modes.contains(&Mode::Scatter) {
             wrong.extend(groups::end_to_end(&Settings { compare_ram: false, ..settings })?);
@@ -533,6 +540,7 @@ impl GroupsArguments {
             programs: Programs::default(),
             vmscatter,
             target_vmscatter: None,
+            rekey_mib: None,
         };
         let way = |groups: &u16, unsorted| Way { groups: usize::from(*groups), unsorted };
         // With fewest groups the order matters most.

@@ -43,7 +43,7 @@ struct AgentConfig<'a> {
     tls: Tls,
     qemu: Programs<'a>,
     fingerprints: FleetKey,
-    test: Holds,
+    test: Test,
     values: BTreeMap<&'static str, &'a Path>,
 }
 
@@ -55,8 +55,10 @@ struct Tls {
 }
 
 #[derive(Serialize)]
-struct Holds {
+struct Test {
     holds: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rekey_mib: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +102,8 @@ pub struct Agents {
     target_program: PathBuf,
     directory: PathBuf,
     children: Vec<Child>,
+    /// Streams get a new key after so much.
+    rekey_mib: Option<u64>,
     /// No guest's target is given: vmscatter chooses.
     pub(crate) unpinned: bool,
     /// Options for `migrate` besides.
@@ -124,6 +128,7 @@ impl Agents {
             target_program: settings.target_vmscatter.as_ref().unwrap_or(&settings.vmscatter).clone(),
             directory,
             children: Vec::new(),
+            rekey_mib: settings.rekey_mib,
             unpinned: false,
             options: Vec::new(),
         };
@@ -201,7 +206,7 @@ impl Agents {
             tls: Tls { ca: file("ca", "pem"), cert: file(&host.name, "pem"), key: file(&host.name, "key") },
             qemu: Programs { programs: vec![&host.qemu] },
             fingerprints: FleetKey { key: file("fleet", "key") },
-            test: Holds { holds: self.holds() },
+            test: Test { holds: self.holds(), rekey_mib: self.rekey_mib },
             values: BTreeMap::from([("qemu", &*host.qemu)]),
         };
         fs::create_dir_all(&config.state_dir)?;
@@ -281,6 +286,8 @@ impl Agents {
             mode != Mode::Relay || (multicast_bytes == 0 && relay_bytes > 0),
             "{multicast_bytes} bytes went by multicast, {relay_bytes} were passed on"
         );
+        let rekeyed = || log_of(&session.lab.source).contains("streams get a new key");
+        ensure!(self.rekey_mib.is_none() || rekeyed(), "no stream got a new key");
         let arrivals = session.guests.iter().zip(watched);
         let arrivals = arrivals.map(|(guest, watched)| outcome.arrival(guest, watched)).collect();
         Ok((arrivals, outcome.scatter.distinct_nonzero_bytes))

@@ -113,6 +113,8 @@ pub struct Settings {
     pub vmscatter: PathBuf,
     /// That of the targets, if it is another.
     pub target_vmscatter: Option<PathBuf>,
+    /// Streams get a new key after so much, instead of very late.
+    pub rekey_mib: Option<u64>,
 }
 
 /// One flipped bit in one guest.

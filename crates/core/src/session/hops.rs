@@ -6,7 +6,7 @@
 //!                      what the target waits for goes along chains, or straight to it ◄┘
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::placement::{TargetId, TargetSet};
@@ -35,8 +35,10 @@ pub struct Hops {
     waiting: TargetSet,
     /// Until when others are waited for.
     collect: Time,
-    /// Hops that have been asked for, and until when an answer is waited for.
-    asked: BTreeMap<(u16, u16), Option<Time>>,
+    /// Hops that have been asked for.
+    asked: BTreeSet<(u16, u16)>,
+    /// Those of them that have not been answered, and until when that is waited for.
+    awaited: BTreeMap<(u16, u16), Time>,
     to_ask: VecDeque<(u16, u16)>,
 }
 
@@ -49,7 +51,8 @@ impl Hops {
             unreached: TargetSet::EMPTY,
             waiting: TargetSet::EMPTY,
             collect: Time::ZERO,
-            asked: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            awaited: BTreeMap::new(),
             to_ask: VecDeque::new(),
         }
     }
@@ -76,8 +79,8 @@ impl Hops {
         for set in &self.sets {
             for (from, to) in members(set).flat_map(|from| members(set).map(move |to| (from, to))) {
                 let hop = (u16::from(from.0), u16::from(to.0));
-                if from != to && !self.asked.contains_key(&hop) {
-                    self.asked.insert(hop, Some(until));
+                if from != to && self.asked.insert(hop) {
+                    self.awaited.insert(hop, until);
                     self.to_ask.push_back(hop);
                 }
             }
@@ -91,13 +94,15 @@ impl Hops {
 
     /// `from` can pass frames on to `to`, or says why it can't, or not any more. What was never asked for is ignored.
     pub fn answered(&mut self, from: u16, to: u16, is_open: bool, sender: &mut Sender) {
-        let Some(until) = self.asked.get_mut(&(from, to)) else { return };
+        if !self.asked.contains(&(from, to)) {
+            return;
+        }
+        let is_first = self.awaited.remove(&(from, to)).is_some();
         if !is_open {
             sender.remove_hop(from, to);
-        } else if until.is_some() {
+        } else if is_first {
             sender.add_hop(from, to);
         }
-        *until = None;
     }
 
     /// The target has left the scatter: nobody waits for its answers.
@@ -105,16 +110,12 @@ impl Hops {
         self.able.0 &= !(1 << target);
         self.waiting.0 &= !(1 << target);
         self.to_ask.retain(|(from, to)| *from != target && *to != target);
-        for ((from, to), until) in &mut self.asked {
-            if *from == target || *to == target {
-                *until = None;
-            }
-        }
+        self.awaited.retain(|(from, to), _| *from != target && *to != target);
     }
 
     /// Whether an answer is still waited for.
     pub fn is_awaited(&self, now: Time) -> bool {
-        self.asked.values().flatten().any(|until| now < *until)
+        self.awaited.values().any(|until| now < *until)
     }
 
     /// When [`Hops::advance`] wants to be called if nothing else happens.
@@ -122,7 +123,7 @@ impl Hops {
         if self.waiting.is_empty() {
             return None;
         }
-        let awaited = self.asked.values().flatten().copied().filter(|until| now < *until).max();
+        let awaited = self.awaited.values().copied().filter(|until| now < *until).max();
         Some(awaited.map_or(self.collect, |until| until.max(self.collect)))
     }
 

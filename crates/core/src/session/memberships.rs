@@ -4,13 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use super::TargetAction;
-use crate::limits::{GROUPS_MAX, SCHEDULE_SETS_MAX, SESSION_TARGETS_MAX, SETS_SPLIT_MAX};
+use crate::limits::{GROUPS_MAX, OWN_SETS_MAX, SCHEDULE_SETS_MAX, SESSION_TARGETS_MAX, SETS_SPLIT_MAX};
 use crate::transport::Receiver;
 use crate::wire::control::{Message, SetGrant};
 use crate::wire::seal::{Channel, OpenKey};
 
-/// Every set that a schedule may have, and every target's own.
-const SETS_MAX: usize = SCHEDULE_SETS_MAX + SETS_SPLIT_MAX + SESSION_TARGETS_MAX;
+/// Every set that a schedule may have, every target's own, and those that follow a worn one's.
+const SETS_MAX: usize = SCHEDULE_SETS_MAX + SETS_SPLIT_MAX + SESSION_TARGETS_MAX + OWN_SETS_MAX;
+const _: () = assert!(SETS_MAX <= u16::MAX as usize);
 
 /// What the source has granted, and what has come of it.
 #[derive(Debug, Default)]

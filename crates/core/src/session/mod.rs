@@ -4,7 +4,7 @@
 //! - [`Scatterer`]: reads shared contents again and makes frames of them
 //! - [`TargetSession`]: the same at a target; [`TargetVm`]: one VM's stream there
 //! - [`Addresses`]: which target sets the multicast groups serve, at the source, and who joins and leaves them when
-//! - [`FrameQueues`]: whose frames come next
+//! - [`FrameQueues`]: whose frames come next; [`OwnKeys`]: under which keys goes what is for one target alone
 //! - [`handoff`]: when QEMU may stop a guest; [`convergence`]: whether its rounds get there, and when it is given up;
 //!   [`pace`]: whether its target takes what it has; [`deadlines`]: how long it may stay in the stages besides
 //! - [`recovery`]: one end for every guest whose session did not bring it to one
@@ -16,6 +16,7 @@ mod frame_queues;
 pub mod handoff;
 mod hops;
 mod memberships;
+mod own_keys;
 pub mod pace;
 mod pages;
 pub mod recovery;
@@ -30,6 +31,7 @@ mod target_vm;
 pub use addresses::{AddressAction, AddressSet, Addresses};
 pub use frame_queues::FrameQueues;
 pub use hops::Hops;
+pub use own_keys::OwnKeys;
 pub use scatter::{ScatterFrame, Scatterer};
 pub use source::{SourceAction, SourceSession, VmStage};
 pub use source_vm::{RecordCounts, SourceVm, SourceVmError, StreamFrame};

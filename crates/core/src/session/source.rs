@@ -483,6 +483,7 @@ impl SourceSession {
             return Err("running without a commit");
         };
         state.stage = VmStage::Leaving;
+        state.failure = None;
         state.resumed_unix_us = resumed_unix_us;
         state.target_journal_us = journal_us;
         self.actions.push_back(SourceAction::Quit { vm });

@@ -102,6 +102,11 @@ impl SealKey {
         self.next
     }
 
+    /// Whether it has sealed `bytes` bytes, or half of the packets that it may: time for a new one.
+    pub fn is_worn(&self, bytes: u64) -> bool {
+        self.bytes >= bytes || self.next >= SEAL_PACKETS_MAX / 2
+    }
+
     /// Encrypts `payload` in place with `header` authenticated beside it; returns the tag.
     ///
     /// The header must carry [`SealKey::next_number`], which is used up also if the caller drops the packet.

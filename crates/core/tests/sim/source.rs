@@ -11,7 +11,7 @@ use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
 use vmscatter_core::session::{
-    AddressAction, AddressSet, Addresses, FrameQueues, Hops, RecordCounts, Scatterer, SessionKeys,
+    AddressAction, AddressSet, Addresses, FrameQueues, Hops, OwnKeys, RecordCounts, Scatterer, SessionKeys,
     SourceAction, SourceSession, SourceVm, TargetAction, VmStage,
 };
 use vmscatter_core::time::Time;
@@ -49,6 +49,9 @@ pub struct Source {
     compression: Compression,
     /// Key, members, and seal states of each set, by wire number; a target's own set is `0x1000 + target`.
     sets: HashMap<u16, Set>,
+    /// Keys of each target's own set, and of those that follow it.
+    own_keys: Vec<OwnKeys>,
+    rekeys: u64,
     acked: HashSet<(u64, u16)>,
     bodies: HashMap<u64, Arc<[u8]>>,
     /// VMs that the scatter is not for, as they were late.
@@ -76,7 +79,10 @@ impl Set {
     fn new(number: u16, members: Vec<u16>, group: Option<SocketAddr>) -> Self {
         let mut key = [0; 32];
         key[..2].copy_from_slice(&number.to_be_bytes());
-        let unicast = members.iter().map(|to| (*to, SealKey::new(&key, Channel::unicast(*to)))).collect();
+        // What is for one target alone is sealed with its own keys.
+        let shared = members.len() > 1;
+        let unicast = members.iter().filter(|_| shared);
+        let unicast = unicast.map(|to| (*to, SealKey::new(&key, Channel::unicast(*to)))).collect();
         let (multicast, probe) = (Channel::MULTICAST, Channel::PROBE);
         let (multicast, probe) = (SealKey::new(&key, multicast), SealKey::new(&key, probe));
         let relay = SealKey::new(&key, Channel::RELAY);
@@ -90,6 +96,9 @@ fn split(plan: &SetPlan) -> Vec<SetPlan> {
     let contents_max = if plan.set.len() > 1 { 12 } else { usize::MAX };
     plan.contents.chunks(contents_max).map(part).collect()
 }
+
+/// Streams get new keys often.
+const REKEY_BYTES: u64 = 20_000;
 
 fn own_set(target: u16) -> u16 {
     0x1000 + target
@@ -116,8 +125,15 @@ impl Source {
         let mut sender = Sender::new(config, Time::ZERO);
         let mut sets = HashMap::new();
         let mut queues = FrameQueues::default();
+        let mut own_keys = Vec::new();
         for target in 0..plan.targets {
-            sets.insert(own_set(target), Set::new(own_set(target), vec![target], None));
+            let set = Set::new(own_set(target), vec![target], None);
+            let grant = SetGrant { set: own_set(target), key: set.key, group: None };
+            let mut keys = OwnKeys::new(target, &grant).rekey_after(REKEY_BYTES);
+            // What all its sets are granted with.
+            keys.others_granted();
+            own_keys.push(keys);
+            sets.insert(own_set(target), set);
             sender.add_set(own_set(target), &[target], false);
         }
         for (number, set) in schedule.sets.iter().enumerate() {
@@ -164,6 +180,8 @@ impl Source {
             encoder: Encoder::new(),
             compression: if plan.compress { Compression::Zstd(1) } else { Compression::None },
             sets,
+            own_keys,
+            rekeys: 0,
             acked: HashSet::new(),
             bodies: HashMap::new(),
             late: HashSet::new(),
@@ -242,7 +260,8 @@ impl Source {
             Message::Hopped { target: to, error } => {
                 self.hops.answered(target, to, error.is_none(), &mut self.sender);
             }
-            Message::ReturnPath { .. } | Message::Granted | Message::Pong(_) => {}
+            Message::Granted => self.own_keys[usize::from(target)].confirmed(),
+            Message::ReturnPath { .. } | Message::Pong(_) => {}
             message => self.session.message(target, message).expect("an honest target"),
         }
     }
@@ -307,12 +326,17 @@ impl Source {
         let Some(target) = self.session.target(vm as u16) else { return };
         while let Some(mut frame) = self.vms[vm].poll_frame() {
             let body = frame.body.finish(self.compression, &mut self.encoder);
-            let set = own_set(target);
-            let mut header = PieceHeader::whole(PieceKind::Stream, set, SESSION_TAG, frame.seq, body.len());
+            let mut header = PieceHeader::whole(PieceKind::Stream, 0, SESSION_TAG, frame.seq, body.len());
             header.vm = frame.vm;
             let mut piece = Vec::new();
-            let key = self.sets.get_mut(&set).and_then(|set| set.unicast.get_mut(&target)).unwrap();
-            seal_piece(key, &header, &body, &mut piece).unwrap();
+            let keys = &mut self.own_keys[usize::from(target)];
+            keys.seal_stream(&header, &body, &mut piece).unwrap();
+            if keys.is_rekey_due() {
+                self.rekeys += 1;
+                let mut key = [1; 32];
+                key[..8].copy_from_slice(&self.rekeys.to_be_bytes());
+                net.control_to_target(target, Message::Grant(vec![keys.rekey(key)]));
+            }
             net.tcp(target, piece);
         }
     }
@@ -336,8 +360,14 @@ impl Source {
                         net.multicast(group, &piece);
                     }
                     Path::Unicast { target } => {
-                        let key = set.unicast.get_mut(target).unwrap();
-                        seal_piece(key, &header, payload, &mut piece).unwrap();
+                        match set.unicast.get_mut(target) {
+                            Some(key) => drop(seal_piece(key, &header, payload, &mut piece).unwrap()),
+                            None => {
+                                self.own_keys[usize::from(*target)]
+                                    .seal(&header, payload, &mut piece)
+                                    .unwrap();
+                            }
+                        }
                         net.tcp(*target, piece);
                     }
                     Path::Relay { chain } => {
@@ -392,9 +422,8 @@ impl Source {
     fn connect(&mut self, net: &mut Net) {
         while let Some((from, to)) = self.hops.poll_ask() {
             let header = PieceHeader::whole(PieceKind::DataHello, own_set(to), SESSION_TAG, 0, 1);
-            let set = self.sets.get_mut(&own_set(to)).expect("every target has its own");
             let mut hello = Vec::new();
-            seal_piece(set.unicast.get_mut(&to).unwrap(), &header, &[0], &mut hello).unwrap();
+            self.own_keys[usize::from(to)].seal(&header, &[0], &mut hello).unwrap();
             let addr = SocketAddr::from(([10, 0, 0, to as u8], 7941));
             net.control_to_target(from, Message::Hop { target: to, addr, hello });
         }

@@ -120,6 +120,7 @@ pub fn run(options: &Options, accel: Accel, vmscatter: PathBuf) -> Result<Report
             programs: Programs::default(),
             vmscatter: vmscatter.clone(),
             target_vmscatter: None,
+            rekey_mib: None,
         };
         let done = run_workload(workload, options, &settings, &assets, &progress);
         report.workloads.push(done.with_context(|| workload.name())?);

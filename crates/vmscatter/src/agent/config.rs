@@ -30,8 +30,9 @@
 //! [fingerprints]
 //! key = "fleet.key"                   # the same on all hosts; without it `scan --out` is refused
 //!
-//! [test]
-//! holds = "holds"                     # see `agent::holds`; not for production
+//! [test]                              # not for production
+//! holds = "holds"                     # see `agent::holds`
+//! rekey_mib = 16                      # streams get a new key after so much; default: 524288
 //!
 //! [values]                            # for {placeholders} of guest files
 //! disks = "/srv/images"
@@ -84,6 +85,8 @@ pub struct AgentConfig {
     pub fleet_key: Option<PathBuf>,
     /// For tests: where it is said at which steps guests are held ([`super::holds`]).
     pub holds: Option<PathBuf>,
+    /// For tests: a target's streams get a new key after so many bytes ([`OwnKeys::rekey_after`](vmscatter_core::session::OwnKeys::rekey_after)).
+    pub rekey_bytes: Option<u64>,
     /// Replacements for placeholders in guest files.
     pub values: BTreeMap<String, String>,
 }
@@ -169,7 +172,8 @@ struct RawConfig {
     #[serde(default)]
     multicast: RawMulticast,
     fingerprints: Option<RawFingerprints>,
-    test: Option<RawTest>,
+    #[serde(default)]
+    test: RawTest,
     #[serde(default)]
     values: BTreeMap<String, String>,
 }
@@ -186,10 +190,11 @@ struct RawFingerprints {
     key: PathBuf,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTest {
-    holds: PathBuf,
+    holds: Option<PathBuf>,
+    rekey_mib: Option<u64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -281,7 +286,8 @@ impl AgentConfig {
             memory,
             multicast,
             fleet_key: raw.fingerprints.map(|fingerprints| base.join(fingerprints.key)),
-            holds: raw.test.map(|test| base.join(test.holds)),
+            holds: raw.test.holds.map(|holds| base.join(holds)),
+            rekey_bytes: raw.test.rekey_mib.map(|mib| mib.saturating_mul(1 << 20)),
             values: raw.values,
             origin,
         })

@@ -348,7 +348,8 @@ impl Actor {
             Message::Heard { set } => self.scatter.heard(target, set),
             Message::Hopped { target: to, error } => self.scatter.hopped(target, to, error),
             Message::Ping(number) => self.links[usize::from(target)].send(Message::Pong(number)),
-            Message::Pong(_) | Message::Granted => {}
+            Message::Granted => self.links[usize::from(target)].granted(),
+            Message::Pong(_) => {}
             message => {
                 if let Err(what) = self.session.message(target, message) {
                     self.end_target(target, what);

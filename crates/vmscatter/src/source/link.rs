@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use vmscatter_core::session::OwnKeys;
 use vmscatter_core::wire::control::{FEATURE_RELAY, Message, SetGrant, Uuid};
-use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece, session_tag};
-use vmscatter_core::wire::seal::{Channel, SealError, SealKey};
+use vmscatter_core::wire::piece::{PieceHeader, PieceKind, session_tag};
+use vmscatter_core::wire::seal::SealError;
 
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::net::data::{DataSender, Priority, RateLimit};
 use crate::net::udp;
 use crate::plan::MTU_DEFAULT;
+use crate::random::random;
 
 /// Bytes of a datagram behind the UDP header that reaches each of these targets whole, as far as interfaces tell.
 pub(super) fn datagram_bytes(links: &[Arc<TargetLink>]) -> usize {
@@ -21,10 +23,10 @@ pub(super) fn datagram_bytes(links: &[Arc<TargetLink>]) -> usize {
     udp::datagram_bytes(mtu, local)
 }
 
-fn seal_hello(key: &mut SealKey, own_set: u16, session_tag: u64) -> Result<Vec<u8>, SealError> {
+fn seal_hello(keys: &mut OwnKeys, session_tag: u64) -> Result<Vec<u8>, SealError> {
     let mut hello = Vec::new();
-    let header = PieceHeader::whole(PieceKind::DataHello, own_set, session_tag, 0, 1);
-    seal_piece(key, &header, &[0], &mut hello)?;
+    let header = PieceHeader::whole(PieceKind::DataHello, keys.set(), session_tag, 0, 1);
+    keys.seal(&header, &[0], &mut hello)?;
     Ok(hello)
 }
 
@@ -36,13 +38,12 @@ pub(super) struct TargetLink {
     data_addr: SocketAddr,
     can_relay: bool,
     mtu: u32,
-    own_set: u16,
     session_tag: u64,
     control: tokio::sync::mpsc::UnboundedSender<Message>,
     abort: ControlSender,
     data: DataSender,
-    /// Seals everything that goes to this target alone: its streams, and frames of its own set.
-    key: Mutex<SealKey>,
+    /// Seal everything that goes to this target alone: its streams, and frames of its own set.
+    keys: Mutex<OwnKeys>,
     sent_bytes: AtomicU64,
     vm_bytes: Mutex<HashMap<u16, u64>>,
 }
@@ -53,17 +54,15 @@ impl TargetLink {
     /// # Errors
     /// Those of the socket.
     pub(super) async fn connect(
-        number: u16,
         peer: &PeerInfo,
         control: ControlSender,
         session: Uuid,
-        own: &SetGrant,
+        mut keys: OwnKeys,
         limit: Option<Arc<RateLimit>>,
     ) -> std::io::Result<Arc<TargetLink>> {
         let addr = SocketAddr::new(peer.addr.ip(), peer.resources.data_port);
         let tag = session_tag(&session);
-        let mut key = SealKey::new(&own.key, Channel::unicast(number));
-        let first = seal_hello(&mut key, own.set, tag).map_err(std::io::Error::other)?;
+        let first = seal_hello(&mut keys, tag).map_err(std::io::Error::other)?;
         let data = tokio::task::spawn_blocking(move || DataSender::connect(addr, &first, limit)).await??;
         let (messages, mut queue) = tokio::sync::mpsc::unbounded_channel();
         let sender = control.clone();
@@ -81,12 +80,11 @@ impl TargetLink {
             data_addr: addr,
             can_relay: peer.features & FEATURE_RELAY != 0,
             mtu: peer.resources.mtu,
-            own_set: own.set,
             session_tag: tag,
             control: messages,
             abort: control,
             data,
-            key: Mutex::new(key),
+            keys: Mutex::new(keys),
             sent_bytes: AtomicU64::new(0),
             vm_bytes: Mutex::default(),
         }))
@@ -121,8 +119,23 @@ impl TargetLink {
     /// # Errors
     /// [`SealError`]: the key is used up.
     pub(super) fn hello(&self) -> Result<Vec<u8>, SealError> {
-        let mut key = self.key.lock().unwrap_or_else(|e| e.into_inner());
-        seal_hello(&mut key, self.own_set, self.session_tag)
+        seal_hello(&mut self.keys(), self.session_tag)
+    }
+
+    fn keys(&self) -> MutexGuard<'_, OwnKeys> {
+        self.keys.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Grants sets that the target shares with others.
+    pub(super) fn grant(&self, grants: Vec<SetGrant>) {
+        let mut keys = self.keys();
+        keys.others_granted();
+        self.send(Message::Grant(grants));
+    }
+
+    /// The target has confirmed a grant.
+    pub(super) fn granted(&self) {
+        self.keys().confirmed();
     }
 
     /// Says something on the control connection, in order.
@@ -137,17 +150,27 @@ impl TargetLink {
         payload: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), SealError> {
-        let mut key = self.key.lock().unwrap_or_else(|e| e.into_inner());
-        seal_piece(&mut key, header, payload, out).map(drop)
+        self.keys().seal(header, payload, out)
+    }
+
+    /// The same of a stream, under the newest key; asks the target to take a new one where it is time for that.
+    fn seal_stream(&self, header: &PieceHeader, body: &[u8], out: &mut Vec<u8>) -> Result<(), SealError> {
+        let mut keys = self.keys();
+        keys.seal_stream(header, body, out)?;
+        if keys.is_rekey_due() {
+            let grant = keys.rekey(random());
+            tracing::info!(target = self.name, set = grant.set, "its streams get a new key");
+            self.send(Message::Grant(vec![grant]));
+        }
+        Ok(())
     }
 
     /// Sends a stream frame's body; never waits, so that encoders serve whichever target takes something.
     pub(super) fn send_stream(&self, vm: u16, seq: u64, body: &[u8], priority: Priority) {
-        let mut header =
-            PieceHeader::whole(PieceKind::Stream, self.own_set, self.session_tag, seq, body.len());
-        header.vm = vm;
+        let header =
+            PieceHeader { vm, ..PieceHeader::whole(PieceKind::Stream, 0, self.session_tag, seq, body.len()) };
         let mut sealed = Vec::new();
-        if self.seal(&header, body, &mut sealed).is_err() {
+        if self.seal_stream(&header, body, &mut sealed).is_err() {
             tracing::error!(target = self.name, "its key is used up");
             return self.close();
         }

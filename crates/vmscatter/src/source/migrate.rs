@@ -10,7 +10,7 @@ use vmscatter_core::journal::{Peer, VmKey};
 use vmscatter_core::page::{DigestKey, MacKey};
 use vmscatter_core::placement::{HolderGroups, TargetId};
 use vmscatter_core::schedule::{Classes, Schedule};
-use vmscatter_core::session::{SessionKeys, SourceSession, SourceVm};
+use vmscatter_core::session::{OwnKeys, SessionKeys, SourceSession, SourceVm};
 use vmscatter_core::wire::control::{Contact, Message, Resources, SetGrant, Uuid};
 use vmscatter_core::wire::frame::Compression;
 
@@ -208,7 +208,7 @@ impl Run {
             }
         };
         for (target, link) in (0..).zip(&links) {
-            link.send(Message::Grant(groups.grants(target)));
+            link.grant(groups.grants(target));
         }
         let compression = compression(self.request.compress);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -364,7 +364,11 @@ pub(super) async fn open_target(
         Ok(Err(error)) => return Err(fault(error.to_string())),
         Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
     }
-    let link = TargetLink::connect(number, &peer, sender, keys.session, &own, limit).await;
+    let own = match ctx.config.rekey_bytes {
+        Some(bytes) => OwnKeys::new(number, &own).rekey_after(bytes),
+        None => OwnKeys::new(number, &own),
+    };
+    let link = TargetLink::connect(&peer, sender, keys.session, own, limit).await;
     Ok((link.map_err(|e| fault(format!("data connection: {e}")))?, receiver))
 }
 
