@@ -31,6 +31,8 @@ pub enum Scenario {
     Loss,
     /// Multicast does not reach one target.
     NoMulticast,
+    /// Multicast reaches one target only as long as it is short.
+    NoLongMulticast,
     /// Multicast reaches no target: they pass on to each other what all need.
     NoMulticastAtAll,
     /// The switch forgets on the way who wants what: no multicast reaches any target any more.
@@ -69,10 +71,11 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Paused,
         Self::Loss,
         Self::NoMulticast,
+        Self::NoLongMulticast,
         Self::NoMulticastAtAll,
         Self::GroupsFallSilent,
         Self::RelayDies,
@@ -101,6 +104,7 @@ impl Scenario {
             Self::Paused => "paused",
             Self::Loss => "loss",
             Self::NoMulticast => "no-multicast",
+            Self::NoLongMulticast => "no-long-multicast",
             Self::NoMulticastAtAll => "no-multicast-at-all",
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
@@ -130,6 +134,7 @@ impl Scenario {
             Self::Paused => scenarios::paused(bench),
             Self::Loss => scenarios::loss(bench),
             Self::NoMulticast => scenarios::no_multicast(bench),
+            Self::NoLongMulticast => scenarios::no_long_multicast(bench),
             Self::NoMulticastAtAll => scenarios::no_multicast_at_all(bench),
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use vmscatter_core::transport::Transmit;
-use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::piece::{PIECE_OVERHEAD_BYTES, PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, KEY_BYTES, SealError, SealKey};
 
 use super::udp::MulticastSender;
 
-const PROBE_BYTES: usize = 16;
+/// A probe as short as it gets, sealed.
+pub const PROBE_BYTES_MIN: usize = PIECE_OVERHEAD_BYTES + 1;
 
 /// A set's keys, one for each path.
 #[derive(Debug)]
@@ -63,13 +64,15 @@ impl Outlet {
         is_grouped
     }
 
-    /// Sends a probe to the set's group, from which members see that multicast reaches them; whether it has left.
-    pub fn probe(&mut self, set: u16) -> bool {
+    /// Sends a probe of `bytes` bytes, sealed, to the set's group, from which members see that multicast of that length reaches
+    /// them; whether it has left.
+    pub fn probe(&mut self, set: u16, bytes: usize) -> bool {
         let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
         let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return false };
-        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, PROBE_BYTES);
+        let payload = vec![0; bytes.max(PROBE_BYTES_MIN) - PIECE_OVERHEAD_BYTES];
+        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, payload.len());
         let mut piece = Vec::new();
-        if seal_piece(&mut group.probes, &header, &[0; PROBE_BYTES], &mut piece).is_err() {
+        if seal_piece(&mut group.probes, &header, &payload, &mut piece).is_err() {
             tracing::error!("a set's key is used up");
             return false;
         }

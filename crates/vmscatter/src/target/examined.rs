@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::process::Command;
 use vmscatter_core::wire::control::{HostReport, Message, QemuProgram};
@@ -12,7 +12,8 @@ use crate::agent::AgentContext;
 use crate::agent::config::os_text;
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::agent::input::one_line;
-use crate::net::outlet::Outlet;
+use crate::clock::since_epoch;
+use crate::net::outlet::{Outlet, PROBE_BYTES_MIN};
 use crate::net::udp::{MulticastSender, receive_buffer_bytes};
 
 /// Probes, and how far apart.
@@ -50,9 +51,8 @@ pub(crate) async fn host_report(programs: &[std::path::PathBuf]) -> HostReport {
         qemus.push(QemuProgram { path: program.display().to_string(), version: version(program).await });
     }
     let memberships = std::fs::read_to_string("/proc/sys/net/ipv4/igmp_max_memberships");
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     HostReport {
-        clock_unix_us: now.map_or(0, |now| now.as_micros() as u64),
+        clock_unix_us: since_epoch().as_micros() as u64,
         igmp_max_memberships: memberships.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0),
         receive_buffer_bytes: receive_buffer_bytes().unwrap_or(0),
         qemus,
@@ -86,7 +86,7 @@ async fn probe(ctx: &AgentContext, peer: &PeerInfo, group: SocketAddr, key: [u8;
     outlet.add_set(SET, &key, &[], Some(group));
     let mut sent = 0;
     for _ in 0..PROBES {
-        sent += u32::from(outlet.probe(SET));
+        sent += u32::from(outlet.probe(SET, PROBE_BYTES_MIN));
         tokio::time::sleep(PROBE_INTERVAL).await;
     }
     Ok(sent)

@@ -119,7 +119,7 @@ impl Source<'_> {
             if start.elapsed() > PROBE_MAX {
                 bail!("multicast does not reach {waiting:?}");
             }
-            self.outlet.probe(SET);
+            self.outlet.probe(SET, self.task.mtu - 28);
             while let Ok((target, said)) = self.said.recv_timeout(PROBE_INTERVAL) {
                 if matches!(said, Said::Heard) {
                     waiting.remove(&target);

@@ -11,7 +11,7 @@ mod trial;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender as Queue, unbounded};
 use vmscatter_core::placement::TargetId;
@@ -31,6 +31,7 @@ use crate::agent::cancel::CancelToken;
 use crate::agent::control::{ControlConnection, Fault, PeerInfo};
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{DoctorRequest, TargetSpec};
+use crate::clock::since_epoch;
 use crate::net::udp::GroupReceivers;
 use crate::random::{random, random_uuid};
 use crate::report::doctor::DoctorOutcome;
@@ -177,8 +178,7 @@ async fn question(
         }
     };
     // It is written last, so half of the way back is all that it may be late by; a first answer is as good as any.
-    let now =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_micros() as i64);
+    let now = since_epoch().as_micros() as i64;
     let give = (facts.connected.as_micros() as u64).max(1_000);
     facts.clock_us = (report.clock_unix_us as i64 - now, give);
     let _ = sender.send(Message::Close).await;
@@ -254,7 +254,7 @@ async fn try_scatter(
         group: Some(random_groups(1, &ctx.config.multicast)[0]),
     };
     for link in &links {
-        link.send(Message::Grant(vec![SetGrant { set: set.number, key: set.key, group: set.group }]));
+        link.grant(vec![SetGrant { set: set.number, key: set.key, group: set.group }]);
     }
     let out = ctx
         .way_out(request.interface.as_deref(), links[0].local_addr())

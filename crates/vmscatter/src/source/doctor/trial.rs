@@ -17,7 +17,7 @@ use vmscatter_core::wire::piece::PieceHeader;
 
 use super::super::groups::SetLink;
 use super::super::link::{TargetLink, datagram_bytes};
-use crate::net::outlet::Outlet;
+use crate::net::outlet::{Outlet, PROBE_BYTES_MIN};
 use crate::net::udp::{MulticastSender, WayOut};
 use crate::random::random;
 
@@ -157,7 +157,7 @@ impl Work {
                 }
             }
             for set in self.addresses.probes(self.now()) {
-                self.outlet.probe(set);
+                self.outlet.probe(set, PROBE_BYTES_MIN);
             }
             self.push();
             self.transmit();
