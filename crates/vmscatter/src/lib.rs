@@ -10,12 +10,13 @@
 //! - [`target`]: the work on a host that takes them in
 //! - [`recovery`]: guests that no session brought to their ends
 //! - [`net`]: UDP multicast and TCP data connections
-//! - [`random`]: keys and UUIDs
+//! - [`random`]: keys and UUIDs; [`clock`]: this host's time
 //! - [`topology_file`]: a network between hosts, as an operator writes it down
 //! - [`report`]: what a job says while it runs and when it has ended, and how that is shown
 
 pub mod agent;
 pub mod cli;
+pub mod clock;
 pub mod net;
 pub mod plan;
 pub mod qemu;

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use vmscatter_core::journal::file::{FILE_BYTES_MAX, encode, image, replay};
 use vmscatter_core::journal::{Book, Entry, Facts, ProcessId, Record, Step, VmKey, VmRecord};
@@ -16,6 +16,7 @@ use vmscatter_core::wire::control::Uuid;
 
 use super::config::os_text;
 use super::input::BadInput;
+use crate::clock::since_epoch;
 use crate::random::{random, random_uuid};
 
 /// A journal that has grown beyond this is written anew when a guest is closed.
@@ -136,7 +137,7 @@ impl Inner {
                 "the journal's disk has failed; restart the agent once it is mended",
             ));
         }
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+        let unix_ms = since_epoch().as_millis() as u64;
         let mut book = None;
         let mut bytes = Vec::new();
         let mut records = Vec::new();

@@ -3,10 +3,11 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use vmscatter_core::predict::Measured;
+
+use crate::clock::since_epoch;
 
 const FILE: &str = "speeds.json";
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -63,7 +64,7 @@ impl Speeds {
 
     /// Keeps what a migration has measured. What it has not, as nobody had to wait for the incoming QEMUs, stays as it was.
     pub fn keep(&self, compressed: bool, measured: &Measured) {
-        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let unix_s = since_epoch().as_secs();
         let _writing = self.writing.lock().unwrap_or_else(|e| e.into_inner());
         let mut kept = self.read();
         let mut measured = *measured;

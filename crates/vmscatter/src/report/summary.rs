@@ -1,7 +1,5 @@
 //! A job that has ended, and an agent's status, as tables.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table};
 use indicatif::{BinaryBytes, DecimalBytes};
@@ -9,6 +7,7 @@ use indicatif::{BinaryBytes, DecimalBytes};
 use super::outcome::{GuestOutcome, GuestStatus, MigrateOutcome, ScanGuest, ScanOutcome};
 use crate::agent::input::one_line;
 use crate::agent::protocol::{AgentStatus, JobKind, JobState, RecoveredVm, UnfinishedStatus};
+use crate::clock::since_epoch;
 
 const PAGE_BYTES: u64 = vmscatter_core::page::PAGE_SIZE as u64;
 
@@ -184,7 +183,7 @@ pub fn status(status: &AgentStatus) -> String {
 
 /// Guests without an end: what stands in the way of each.
 fn unfinished(guests: &[UnfinishedStatus]) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+    let now = since_epoch().as_millis() as u64;
     let mut rows = table(&["unfinished", "way", "step", "since"], 0..0);
     for guest in guests {
         let way = if guest.at_source { "to" } else { "from" };

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use vmscatter_core::index::fingerprint::{FingerprintsError, VmFingerprints};
@@ -20,6 +20,7 @@ use crate::agent::AgentContext;
 use crate::agent::cancel::CancelToken;
 use crate::agent::jobs::EventSink;
 use crate::agent::protocol::{GuestText, ScanRequest};
+use crate::clock::since_epoch;
 use crate::qemu::memory::GuestMemory;
 use crate::random::random;
 use crate::report::event::{JobEvent, Phase};
@@ -139,7 +140,7 @@ pub async fn run_scan(
 }
 
 fn save(host: &str, guests: &[(String, u64)], collected: &Collected, sampler: Sampler) -> Fingerprints {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = since_epoch().as_secs();
     let vm = |((name, bytes), vm): (&(String, u64), &CollectedVm)| {
         VmFingerprints::new(name, *bytes, vm.pages, vm.error.is_none())
     };

@@ -1,7 +1,8 @@
 //! A target with a valid certificate that lies: it takes its guest in as it should, by way of an honest agent behind it, and on the
 //! way back messages are lost, come twice, are damaged, or are quite others. The guest of another target in the same session must not feel it.
 
-use std::io::Write;
+use std::fs::DirEntry;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use vmscatter::agent::control::{ControlConnection, hello};
 use vmscatter::agent::tls::TlsContext;
 use vmscatter_core::wire::control::{Envelope, Message, Resources};
 
-use crate::harness::{Lab, vmscatter, wait_until};
+use crate::harness::{DEADLINE, Lab, vmscatter, wait_until};
 use crate::hostile::{MEMORY_MAX, Numbers, messages, resident};
 use crate::real::{Guest, Monitor, PLAIN, agent, monitor_path};
 
@@ -114,9 +115,21 @@ struct Ended(PathBuf);
 impl Drop for Ended {
     fn drop(&mut self) {
         if let Ok(mut stream) = UnixStream::connect(&self.0) {
+            let _ = stream.set_read_timeout(Some(DEADLINE));
             let _ = stream.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}\n");
+            // It drops what it has not read if it is left alone.
+            let _ = stream.read_to_end(&mut Vec::new());
         }
     }
+}
+
+/// Processes with something of the lab's directory on their command line.
+fn processes_of(lab: &Lab) -> usize {
+    let is_of = |entry: &DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&lab.path(""))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(is_of).count()
 }
 
 async fn connect(addr: SocketAddr, tls: &TlsContext, session: [u8; 16]) -> ControlConnection {
@@ -168,4 +181,5 @@ async fn a_target_that_lies_harms_no_guest_of_another() {
             assert!(!log.contains(word), "{log}");
         }
     }
+    wait_until("all that was started has ended", || processes_of(&lab) == 0);
 }
