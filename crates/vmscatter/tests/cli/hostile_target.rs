@@ -20,7 +20,7 @@ use crate::hostile::{MEMORY_MAX, Numbers, messages, resident};
 use crate::real::{Guest, Monitor, PLAIN, agent, monitor_path};
 
 /// One message in so many of what the target says is not what it should be.
-const HONEST: usize = 6;
+const LIES_ONE_IN: usize = 6;
 /// How many, where HOSTILE_SESSIONS does not say.
 const SESSIONS: u64 = 8;
 
@@ -82,7 +82,7 @@ impl Impostor {
     /// What is said in place of a message.
     fn instead_of(&self, message: Message) -> Vec<Message> {
         let mut numbers = self.numbers.lock().unwrap();
-        if numbers.below(HONEST) != 0 {
+        if numbers.below(LIES_ONE_IN) != 0 {
             return vec![message];
         }
         let lies = messages(self.behind);
