@@ -42,8 +42,8 @@ impl Schedule {
         Self::split(contents, placement, SET_CONTENTS_MAX)
     }
 
-    /// The same, with so many contents of a set at most.
-    pub(super) fn split(contents: &Contents, placement: &Placement, contents_max: usize) -> Self {
+    /// The same, with so many contents of a set of several targets at most (one or more).
+    pub fn split(contents: &Contents, placement: &Placement, contents_max: usize) -> Self {
         let mut sets = sets_in_use(contents, placement);
         sets.sort_unstable_by_key(|(set, count)| (Reverse(*count), *set));
         sets.truncate(SCHEDULE_SETS_MAX);

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use vmscatter_core::journal::{Entry, Facts, Peer, Side, SourceStep, Step};
 use vmscatter_core::page::VmDigest;
+use vmscatter_core::session::deadlines::{COMMITTED_MAX, STOPPED_MAX};
 use vmscatter_core::session::{SourceAction, SourceSession, VmStage};
 use vmscatter_core::wire::control::{BlockSpec, Message, VmSpec};
 
 use super::disk::Journal;
 use super::qemu::Migration;
 use super::world::{Event, Wire, World, key};
-
-/// From a guest's stop until its target votes.
-const STOPPED_MAX: Duration = Duration::from_secs(30);
-const COMMITTED_MAX: Duration = Duration::from_secs(60);
 
 /// What happens at the source; none of it reaches an agent that has been started since.
 pub enum SourceEvent {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use vmscatter_core::index::{Contents, PageSpace, Records, RunBuilder};
 use vmscatter_core::journal::SourceStep;
+use vmscatter_core::limits::SET_CONTENTS_MAX;
 use vmscatter_core::page::{PAGE_SIZE, PageAddr, is_zero};
 use vmscatter_core::placement::{TargetId, TargetSet};
 use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets};
@@ -90,13 +91,6 @@ impl Set {
     }
 }
 
-/// As where a set has more contents than its keys last for.
-fn split(plan: &SetPlan) -> Vec<SetPlan> {
-    let part = |contents: &[u32]| SetPlan { set: plan.set, contents: contents.to_vec() };
-    let contents_max = if plan.set.len() > 1 { 12 } else { usize::MAX };
-    plan.contents.chunks(contents_max).map(part).collect()
-}
-
 /// Streams get new keys often.
 const REKEY_BYTES: u64 = 20_000;
 
@@ -112,10 +106,9 @@ impl Source {
         let qemus: Vec<SourceQemu> = memories.into_iter().enumerate().map(qemu).collect();
         let contents = collect(&qemus, keys);
         let placement: Vec<_> = (0..plan.vms).map(|vm| Some(TargetId(plan.target_of(vm) as u8))).collect();
-        let mut schedule = Schedule::new(&contents, &placement);
-        if plan.splits {
-            schedule.sets = schedule.sets.iter().flat_map(split).collect();
-        }
+        // As where a set has more contents than its keys last for.
+        let contents_max = if plan.splits { 12 } else { SET_CONTENTS_MAX };
+        let schedule = Schedule::split(&contents, &placement, contents_max);
         let multicast = schedule.multicast();
         let load =
             |set: &SetPlan| SetLoad { set: set.set, bytes: set.contents.len() as u64 * PAGE_SIZE as u64 };

@@ -1,7 +1,7 @@
 //! What every scenario needs: booted guests with agents, `vmscatter migrate` under way, and what is asked of guests.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -240,11 +240,26 @@ impl<'a> Bench<'a> {
 
     /// Kills every process on a host at once, as if it had lost its power; its network stack still answers.
     pub(super) fn kill_host(&self, host: &Host) -> Result<()> {
+        self.signal_host(host, Signal::SIGKILL)
+    }
+
+    /// The same with another signal.
+    pub(super) fn signal_host(&self, host: &Host, signal: Signal) -> Result<()> {
         for pid in host.processes()? {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), signal);
         }
         Ok(())
     }
+}
+
+/// Waits until an agent holds the guest for which [`Agents::hold`] has asked.
+pub(super) fn wait_held(hold: &Path, within: Duration) -> Result<()> {
+    let (held, until) = (hold.with_extension("held"), Instant::now() + within);
+    while !held.exists() {
+        ensure!(Instant::now() < until, "no guest came to {}", held.display());
+        thread::sleep(LOOK);
+    }
+    Ok(())
 }
 
 /// Whether a QEMU's monitor closes in time.

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::bench::{Bench, Ended, gone};
+use super::bench::{Bench, Ended, gone, wait_held};
 use crate::qmp::Qmp;
 use crate::scatter::log_of;
 use crate::serial;
@@ -34,7 +33,7 @@ pub(super) fn play(bench: &mut Bench<'_>) -> Result<()> {
 fn agent_comes_back(bench: &mut Bench<'_>) -> Result<()> {
     let hold = hold(bench)?;
     let running = bench.migrate_some(&[0], &[])?;
-    reached(&hold)?;
+    wait_held(&hold, GIVEN_UP)?;
     bench.agents.kill(1)?;
     let ended = running.end(GIVEN_UP)?;
     let twin = twin(&ended)?;
@@ -50,15 +49,14 @@ fn agent_comes_back(bench: &mut Bench<'_>) -> Result<()> {
 fn host_goes_on(bench: &mut Bench<'_>) -> Result<()> {
     let hold = hold(bench)?;
     let running = bench.migrate_some(&[0], &[])?;
-    reached(&hold)?;
+    wait_held(&hold, GIVEN_UP)?;
     let host = bench.target(0).clone();
-    let processes: Vec<Pid> = host.processes()?.into_iter().map(Pid::from_raw).collect();
-    signal(&processes, Signal::SIGSTOP)?;
+    bench.signal_host(&host, Signal::SIGSTOP)?;
     let ended = running.end(GIVEN_UP);
     let decided = ended.and_then(|ended| decide_for_source(bench, &ended).map(|()| ended));
     std::fs::remove_file(hold)?;
     let since = Instant::now();
-    signal(&processes, Signal::SIGCONT)?;
+    bench.signal_host(&host, Signal::SIGCONT)?;
     let ended = decided?;
     let twin = twin(&ended)?;
     let log = || log_of(&host).contains("the copy here was stopped and is left for inspection");
@@ -87,15 +85,6 @@ fn host_goes_on(bench: &mut Bench<'_>) -> Result<()> {
 
 fn hold(bench: &Bench<'_>) -> Result<std::path::PathBuf> {
     bench.agents.hold(&bench.guest(0).file.name, PLACE)
-}
-
-fn reached(hold: &std::path::Path) -> Result<()> {
-    let (held, until) = (hold.with_extension("held"), Instant::now() + GIVEN_UP);
-    while !held.exists() {
-        ensure!(Instant::now() < until, "it did not come to {PLACE}");
-        std::thread::sleep(LOOK);
-    }
-    Ok(())
 }
 
 fn twin(ended: &Ended) -> Result<&Qmp> {
@@ -127,13 +116,6 @@ fn nothing_unfinished(bench: &Bench<'_>) -> Result<()> {
             ensure!(Instant::now() < until, "{}: {}", host.name, status()?);
             std::thread::sleep(LOOK);
         }
-    }
-    Ok(())
-}
-
-fn signal(processes: &[Pid], signal: Signal) -> Result<()> {
-    for pid in processes {
-        kill(*pid, signal).with_context(|| format!("process {pid}"))?;
     }
     Ok(())
 }

@@ -52,11 +52,10 @@ fn one(lab: &Lab, bytes: u64) -> Result<Figures> {
     let (source, targets) = run_peers(lab, &task(lab, 1, bytes), || Ok(()))?;
     let target = &targets[0];
     ensure!(target.good_bytes == bytes && target.wrong_frames == 0, "not all arrived as it was sent");
-    let repairs = source.multicast_repairs + source.unicast_repairs;
     Ok(Figures {
         seconds: source.seconds,
         cpu: [source.cpu_seconds, target.cpu_seconds],
-        again: repairs as f64 / (source.first_pieces + source.unicast_pieces).max(1) as f64,
+        again: source.sent_again(),
         kernel_drops: target.kernel_drops,
     })
 }

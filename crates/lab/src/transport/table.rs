@@ -24,8 +24,6 @@ pub(super) fn table(runs: &[Run]) -> String {
     for run in runs {
         let source = &run.source;
         let gigabytes = run.bytes as f64 / 1e9;
-        let first = (source.first_pieces + source.unicast_pieces).max(1) as f64;
-        let repairs = (source.multicast_repairs + source.unicast_repairs) as f64;
         let list = |values: &mut dyn Iterator<Item = String>| values.collect::<Vec<_>>().join(" ");
         table.add_row([
             format!("{:?}", run.scenario),
@@ -36,8 +34,8 @@ pub(super) fn table(runs: &[Run]) -> String {
                     .iter()
                     .map(|seconds| seconds.map_or("left".into(), |seconds| format!("{seconds:.2}"))),
             ),
-            format!("{:.2} %", 100.0 * repairs / first),
-            format!("{:.2} %", 100.0 * source.losses as f64 / first),
+            format!("{:.2} %", 100.0 * source.sent_again()),
+            format!("{:.2} %", 100.0 * source.share(source.losses)),
             format!("{} + {}", source.multicast_repairs, source.unicast_repairs),
             format!("{:.2}", source.cpu_seconds / gigabytes),
             list(&mut run.targets.iter().map(|target| format!("{:.2}", target.cpu_seconds / gigabytes))),

@@ -346,6 +346,7 @@ impl GroupReceiver {
 
     /// What waits; if nothing does, the first that comes.
     fn receive(&mut self) -> nix::Result<Option<PieceBatch>> {
+        // Anew each time: the kernel shortens the room for control messages to what it has filled.
         let mut headers =
             MultiHeaders::<()>::preallocate(RECEIVES_MAX, Some(nix::cmsg_space!(libc::c_int, u32)));
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =

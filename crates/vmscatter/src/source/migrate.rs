@@ -364,10 +364,7 @@ pub(super) async fn open_target(
         Ok(Err(error)) => return Err(fault(error.to_string())),
         Err(_) => return Err(fault(format!("no answer within {} s", GRANT_DEADLINE.as_secs()))),
     }
-    let own = match ctx.config.rekey_bytes {
-        Some(bytes) => OwnKeys::new(number, &own).rekey_after(bytes),
-        None => OwnKeys::new(number, &own),
-    };
+    let own = OwnKeys::new(number, &own).rekey_after(ctx.config.rekey_bytes.unwrap_or(u64::MAX));
     let link = TargetLink::connect(&peer, sender, keys.session, own, limit).await;
     Ok((link.map_err(|e| fault(format!("data connection: {e}")))?, receiver))
 }

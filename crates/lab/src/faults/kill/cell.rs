@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::matrix::{Cell, End, Fault, Step};
 use crate::assets::Assets;
-use crate::faults::bench::{Bench, Ended, Running, gone};
+use crate::faults::bench::{Bench, Ended, Running, gone, wait_held};
 use crate::host::Host;
 use crate::progress::Progress;
 use crate::qmp::Qmp;
@@ -110,15 +110,7 @@ fn reach(step: Step, bench: &Bench<'_>, running: &mut Running, hold: Option<&Pat
             let stopped = source.wait_event(REACH, |event| event.name == "STOP");
             stopped.map(drop).context("vm1 was not stopped")
         }
-        _ => {
-            let held = hold.context("a step at which guests are held")?.with_extension("held");
-            let until = Instant::now() + REACH;
-            while !held.exists() {
-                ensure!(Instant::now() < until, "{name} did not come to {}", held.display());
-                thread::sleep(Duration::from_millis(2));
-            }
-            Ok(())
-        }
+        _ => wait_held(hold.context("a step at which guests are held")?, REACH),
     }
 }
 

@@ -92,6 +92,18 @@ pub struct SourceResult {
     pub expelled: Vec<(u16, String)>,
 }
 
+impl SourceResult {
+    /// A count of pieces as a share of those that were sent for the first time.
+    pub(super) fn share(&self, pieces: u64) -> f64 {
+        pieces as f64 / (self.first_pieces + self.unicast_pieces).max(1) as f64
+    }
+
+    /// Pieces sent again, as such a share.
+    pub(super) fn sent_again(&self) -> f64 {
+        self.share(self.multicast_repairs + self.unicast_repairs)
+    }
+}
+
 /// What a receiver says at its end.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TargetResult {
