@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use vmscatter_core::page::{DigestKey, Mac, MacKey, PAGE_SIZE, PageAddr, VmDigest};
 use vmscatter_core::wire::control::{
-    BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, HostReport, Message, QemuProgram,
-    Report, Resources, SetGrant, VmSpec,
+    BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, HostReport, LinkCounters, Message,
+    QemuProgram, Report, Resources, SetGrant, VmSpec,
 };
 use vmscatter_core::wire::frame::{Compression, Decoder, Encoder, StreamFrameBuilder, StreamItem};
 use vmscatter_core::wire::hardware::{CpuidWord, Device, Hardware};
@@ -105,6 +105,14 @@ fn messages() -> Vec<(&'static str, Message)> {
                     QemuProgram { path: "/opt/qemu".into(), version: Err("no such file".into()) },
                 ],
                 probes: 20,
+            }),
+        ),
+        (
+            "link-counters",
+            Message::LinkCounters(LinkCounters {
+                clock_us: 2_500_000,
+                link_bytes: 9_000_000_000,
+                session_bytes: 250_000_000,
             }),
         ),
         ("hop-lost", Message::Hopped { target: 2, error: Some("connection reset".into()) }),

@@ -159,6 +159,10 @@ pub fn source_session(data: &[u8]) {
                     Message::Report(report) => {
                         left.contains(&target) || sender.on_report(target, &report, now).is_ok()
                     }
+                    Message::LinkCounters(counters) => {
+                        sender.on_link_counters(target, &counters, now);
+                        true
+                    }
                     Message::Joined { set, error } => {
                         addresses.joined(now, target, set, error);
                         true

@@ -175,6 +175,17 @@ impl TargetSession {
         self.report(now);
     }
 
+    /// Whether [`TargetSession::link_bytes`] is to be called.
+    pub fn is_link_due(&self, now: Time) -> bool {
+        self.receiver.is_link_due(now)
+    }
+
+    /// The interface on which multicast arrives has received so many bytes by now.
+    pub fn link_bytes(&mut self, now: Time, bytes: u64) {
+        let counters = self.receiver.count_link(now, bytes);
+        self.actions.push_back(TargetAction::Send(Message::LinkCounters(counters)));
+    }
+
     fn report(&mut self, now: Time) {
         while let Some(report) = self.receiver.poll_report(now) {
             self.actions.push_back(TargetAction::Send(Message::Report(report)));

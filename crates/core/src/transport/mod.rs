@@ -25,7 +25,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use congestion::{CongestionControl, FixedRate, Sample, WorstMember};
+pub use congestion::{CongestionControl, FixedRate, Sample, Traffic, WorstMember};
 pub use receiver::{DropReason, Outcome, Receiver, ReceiverConfig, ReceiverCounters};
 pub use sender::{
     Expulsion, MulticastProgress, Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit,
@@ -41,6 +41,8 @@ pub const TRANSMIT_BYTES_MAX: usize = 64_000;
 pub const TRANSMIT_PIECES_MAX: usize = 64;
 /// How often a receiver reports while frames are open.
 pub const REPORT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a receiver looks at what its link brings, while frames arrive.
+pub const LINK_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes written since the last report that bring the next one at once.
 pub const REPORT_WRITTEN_BYTES: usize = 1024 * 1024;
 /// Frames with gaps in one report.

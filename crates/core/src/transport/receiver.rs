@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::{
-    FRAME_SPAN_MAX, REORDER_DELAY, REPORT_GAPS_MAX, REPORT_INTERVAL, REPORT_RANGES_MAX, REPORT_SETS_MAX,
-    REPORT_WRITTEN_BYTES,
+    FRAME_SPAN_MAX, LINK_INTERVAL, REORDER_DELAY, REPORT_GAPS_MAX, REPORT_INTERVAL, REPORT_RANGES_MAX,
+    REPORT_SETS_MAX, REPORT_WRITTEN_BYTES,
 };
 use crate::limits::RECEIVER_BYTES_MAX;
 use crate::time::Time;
 use crate::wire::NumberWindow;
-use crate::wire::control::{FrameGap, FrameSpan, Report};
+use crate::wire::control::{FrameGap, FrameSpan, LinkCounters, Report};
 use crate::wire::piece::{PieceError, PieceHeader, PieceKind, open_piece, peek_set};
 use crate::wire::seal::{Channel, OpenError, OpenKey};
 
@@ -25,12 +25,14 @@ pub struct ReceiverConfig {
     pub bytes_max: usize,
     /// How often to report.
     pub report_interval: Duration,
+    /// The source wants to know what the link brings.
+    pub counts_link: bool,
 }
 
 impl Default for ReceiverConfig {
     fn default() -> Self {
         let (bytes_max, report_interval) = (RECEIVER_BYTES_MAX, REPORT_INTERVAL);
-        ReceiverConfig { session: 0, target: 0, bytes_max, report_interval }
+        ReceiverConfig { session: 0, target: 0, bytes_max, report_interval, counts_link: true }
     }
 }
 
@@ -192,6 +194,10 @@ pub struct Receiver {
     /// Something has arrived since the last report.
     is_news: bool,
     reported: Option<Time>,
+    /// Bytes of all pieces that have come, whatever became of them.
+    session_bytes: u64,
+    /// The same when the link was looked at, and when that was.
+    link_counted: (u64, Time),
     counters: ReceiverCounters,
 }
 
@@ -217,6 +223,8 @@ impl Receiver {
             datagram_bytes: 0,
             is_news: false,
             reported: None,
+            session_bytes: 0,
+            link_counted: (0, now),
             counters: ReceiverCounters::default(),
         }
     }
@@ -244,6 +252,7 @@ impl Receiver {
     /// Takes in a datagram, or a piece of the data connection without its length; opens it in place.
     pub fn on_piece<'a>(&mut self, _now: Time, piece: &'a mut [u8]) -> Outcome<'a> {
         let bytes = piece.len();
+        self.session_bytes += bytes as u64;
         let outcome = match self.open(piece) {
             Err(reason) => Outcome::Dropped(reason),
             Ok((header, payload)) if header.kind == PieceKind::Stream => {
@@ -417,6 +426,19 @@ impl Receiver {
     /// What a report would say now, if it says anything, whether it is due or not.
     pub fn report_now(&mut self, now: Time) -> Option<Report> {
         self.report_at().is_some().then(|| self.make_report(now))
+    }
+
+    /// Whether it is time for [`Receiver::count_link`]: something has come, and the last time is [`LINK_INTERVAL`] ago.
+    pub fn is_link_due(&self, now: Time) -> bool {
+        let (bytes, at) = self.link_counted;
+        self.config.counts_link && self.session_bytes > bytes && now.since(at) >= LINK_INTERVAL
+    }
+
+    /// What to tell the source, if the interface on which multicast arrives has received `link_bytes` by now.
+    pub fn count_link(&mut self, now: Time, link_bytes: u64) -> LinkCounters {
+        self.link_counted = (self.session_bytes, now);
+        let clock_us = now.since(self.began).as_micros() as u64;
+        LinkCounters { clock_us, link_bytes, session_bytes: self.session_bytes }
     }
 
     /// When [`Receiver::poll_report`] has something to say; `None` while nothing is open.

@@ -55,6 +55,8 @@ pub const VERSION_MAX: u16 = 2;
 pub const FEATURE_RELAY: u64 = 1;
 /// Bit of [`Hello::features`]: answers [`Message::Examine`].
 pub const FEATURE_EXAMINE: u64 = 2;
+/// Bit of [`Hello::features`]: takes [`Message::LinkCounters`].
+pub const FEATURE_LINK_COUNTERS: u64 = 4;
 
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
@@ -77,7 +79,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Highest.
     pub version_max: u16,
-    /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`]; unknown bits are ignored.
+    /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`], [`FEATURE_LINK_COUNTERS`]; unknown bits are ignored.
     pub features: u64,
     /// The sender's name, as its certificate has it.
     pub name: String,
@@ -213,6 +215,17 @@ pub struct Report {
     pub written: Vec<(u64, u64)>,
     /// Announced frames of which pieces are missing.
     pub gaps: Vec<FrameGap>,
+}
+
+/// What the link of a receiver has brought, sent now and then while frames arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCounters {
+    /// As in [`Report::clock_us`].
+    pub clock_us: u64,
+    /// Bytes that its interface has received, with headers; since when does not matter.
+    pub link_bytes: u64,
+    /// Bytes of pieces that have come of this session since it began: sealed, without headers.
+    pub session_bytes: u64,
 }
 
 /// Everything that agents say to each other.
@@ -387,6 +400,9 @@ pub enum Message {
     },
     /// Target: the answer, once the probes have left.
     Examined(HostReport),
+
+    /// Target: how much of what its link brings is of this session.
+    LinkCounters(LinkCounters),
 }
 
 /// Why bytes are no control message.

@@ -245,6 +245,7 @@ impl Source {
             Message::Report(report) => {
                 self.sender.on_report(target, &report, net.now).expect("an honest target")
             }
+            Message::LinkCounters(counters) => self.sender.on_link_counters(target, &counters, net.now),
             Message::Written { vm, next } => {
                 self.vms[usize::from(vm)].written(next).expect("an honest target");
             }

@@ -24,6 +24,8 @@ use super::source::Source;
 /// Longest that a session may take, in the world's time.
 const END_MAX: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(1);
+/// What a target's link brings in a microsecond, of this session and others.
+const LINK_BYTES: u64 = 250;
 
 /// What happens at a moment.
 pub enum Event {
@@ -350,7 +352,12 @@ impl World {
                 let (net, source) = (&mut self.net, &mut self.source);
                 source.tick(net);
                 for target in 0..self.plan.targets {
-                    self.target_event(target, |session, now| session.timeout(now));
+                    self.target_event(target, |session, now| {
+                        session.timeout(now);
+                        if session.is_link_due(now) {
+                            session.link_bytes(now, now.0 * LINK_BYTES);
+                        }
+                    });
                 }
                 if !self.finished {
                     self.net.after(TICK, Event::Tick);

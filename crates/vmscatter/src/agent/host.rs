@@ -67,6 +67,21 @@ impl Interface {
         }
         Ok(interface)
     }
+
+    /// Bytes that it has received so far, with headers; `None` if the kernel does not tell.
+    pub fn received_bytes(&self) -> Option<u64> {
+        // Of the thread's own network namespace, which /sys need not be.
+        received_bytes(&std::fs::read_to_string("/proc/thread-self/net/dev").ok()?, &self.name)
+    }
+}
+
+/// From the table of proc_pid_net(5): a name, a colon, and counters, of which the first are the bytes received.
+fn received_bytes(table: &str, name: &str) -> Option<u64> {
+    let counters = table.lines().find_map(|line| {
+        let (owner, counters) = line.rsplit_once(':')?;
+        (owner.trim_start() == name).then_some(counters)
+    })?;
+    counters.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn addresses() -> Result<Vec<(String, IpAddr)>, HostError> {
@@ -187,6 +202,21 @@ mod tests {
         assert_eq!(Interface::with_address(mapped.into()).unwrap().name, "lo");
         assert!(matches!(Interface::named("nosuch0"), Err(HostError::NoInterface(_))));
         assert!(Interface::with_address(Ipv4Addr::new(192, 0, 2, 77).into()).is_err());
+    }
+
+    #[test]
+    fn received_bytes_are_counted() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets|bytes\n    lo: 1234 5 0 0\n  eth0:18446744073709551615 1 0\n a:b: 7 1\n";
+        assert_eq!(received_bytes(table, "lo"), Some(1234));
+        assert_eq!(received_bytes(table, "eth0"), Some(u64::MAX));
+        assert_eq!(received_bytes(table, "a:b"), Some(7));
+        assert_eq!(received_bytes(table, "eth"), None);
+        assert_eq!(received_bytes("garbage\n", "garbage"), None);
+        let lo = Interface::named("lo").unwrap();
+        let before = lo.received_bytes().unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(&[0; 1000], socket.local_addr().unwrap()).unwrap();
+        assert!(lo.received_bytes().unwrap() >= before + 1000);
     }
 
     #[test]

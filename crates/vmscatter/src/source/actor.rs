@@ -261,6 +261,9 @@ impl Actor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Target(target, Message::Report(report), room) => self.scatter.report(target, report, room),
+            Event::Target(target, Message::LinkCounters(counters), room) => {
+                self.scatter.link_counters(target, counters, room);
+            }
             Event::Target(target, message, _room) => self.target_message(target, message),
             Event::TargetLost(target, reason) => self.target_lost(target, &reason),
             Event::Qmp(vm, event) => self.qmp_event(vm, &event),

@@ -13,7 +13,7 @@ use vmscatter_core::journal::{Facts, Peer, Side, Step, TargetStep, VmKey};
 use vmscatter_core::session::{SessionKeys, TargetAction, TargetSession};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport;
-use vmscatter_core::wire::control::{Contact, Message, VmSpec};
+use vmscatter_core::wire::control::{Contact, FEATURE_LINK_COUNTERS, Message, VmSpec};
 use vmscatter_core::wire::piece::session_tag;
 
 use super::data::{DataConnection, Registration};
@@ -23,6 +23,7 @@ use super::pipe::Pipe;
 use crate::agent::AgentContext;
 use crate::agent::control::{ControlSender, PeerInfo};
 use crate::agent::holds::Moment;
+use crate::agent::host::Interface;
 use crate::agent::journal::Journal;
 use crate::net::data::{DataSender, read_pieces};
 use crate::net::udp::{GroupReceivers, PieceBatch};
@@ -129,6 +130,8 @@ pub(super) struct Actor {
     to_batches: Sender<PieceBatch>,
     data: Registration,
     groups: GroupReceivers,
+    /// Where multicast arrives, if that can be told.
+    link: Option<Interface>,
     hops: Hops,
     journal: Journal,
     finished: bool,
@@ -140,7 +143,13 @@ impl Actor {
         let (to_events, events) = unbounded();
         let (to_batches, batches) = bounded(BATCHES_MAX);
         let tag = session_tag(&about.peer.session);
-        let config = transport::ReceiverConfig { session: tag, target: about.target, ..Default::default() };
+        let counts_link = about.peer.features & FEATURE_LINK_COUNTERS != 0;
+        let config = transport::ReceiverConfig {
+            session: tag,
+            target: about.target,
+            counts_link,
+            ..Default::default()
+        };
         let receiver = transport::Receiver::new(config, Time::ZERO);
         let actor = Actor {
             session: TargetSession::new(about.keys.clone(), ctx.memory.free_bytes(), receiver),
@@ -152,6 +161,7 @@ impl Actor {
             to_batches,
             data: ctx.data_router.register(tag),
             groups: GroupReceivers::new(),
+            link: ctx.interface(about.peer.local_addr).ok(),
             hops: Hops::default(),
             journal: ctx.journal.clone(),
             finished: false,
@@ -168,6 +178,11 @@ impl Actor {
             self.wait();
             let now = self.now();
             self.session.timeout(now);
+            if self.session.is_link_due(now)
+                && let Some(bytes) = self.link.as_ref().and_then(Interface::received_bytes)
+            {
+                self.session.link_bytes(now, bytes);
+            }
             while let Some(action) = self.session.poll_action() {
                 self.perform(action);
             }

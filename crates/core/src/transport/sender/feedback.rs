@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::time::Time;
-use crate::transport::{LOSS_DELAY_DEFAULT, Sample};
-use crate::wire::control::Report;
+use crate::transport::{LINK_INTERVAL, LOSS_DELAY_DEFAULT, Sample, Traffic};
+use crate::wire::control::{LinkCounters, Report};
 
 /// Multicast transmissions that are remembered, and for how long.
 const HISTORY_RUNS_MAX: usize = 65_536;
@@ -14,6 +14,9 @@ const HISTORY_SPAN: Duration = Duration::from_secs(4);
 const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(25);
 const SAMPLE_SPAN_LONG: Duration = Duration::from_millis(250);
 const SAMPLE_DATAGRAMS: u64 = 500;
+/// What headers add to a piece on the link, at most: those of TCP in full packets of 1514 bytes. Datagrams have less, and so has what the
+/// kernel joins before it counts: others are taken for a little less than they are then, never for more.
+const HEADERS: f64 = 1.046;
 const LOSS_DELAY_MIN: Duration = Duration::from_millis(30);
 const LOSS_DELAY_MAX: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,10 @@ pub(super) struct PathState {
     delay: Option<Delay>,
     /// The least delay of the current sample.
     least_delay: Option<Duration>,
+    link: Option<LinkCounters>,
+    /// Bytes of datagrams that should have arrived and have not, by now and at the last word of the link.
+    lost_bytes: u64,
+    lost_before: u64,
 }
 
 /// Where the current sample began.
@@ -122,6 +129,9 @@ impl PathState {
             self.expected += below.saturating_sub(*before);
             *before = (*before).max(*below);
         }
+        let lost = self.expected.saturating_sub(report.received_datagrams);
+        let mean = report.received_bytes / report.received_datagrams.max(1);
+        self.lost_bytes = self.lost_bytes.max(lost.saturating_mul(mean));
         let run = self.latest_arrived(history)?;
         let delay = self.measure_delay(now.since(run.at));
         let here = Mark {
@@ -153,6 +163,22 @@ impl PathState {
         })
     }
 
+    /// Takes in what the link has brought: all of it since the last time. What was lost of the session's datagrams may have been lost
+    /// behind the link, by a host without time: it is none of the others'.
+    pub(super) fn on_link_counters(&mut self, now: &LinkCounters) -> Option<Traffic> {
+        let lost = self.lost_bytes - std::mem::replace(&mut self.lost_before, self.lost_bytes);
+        let before = self.link.replace(*now)?;
+        let span = Duration::from_micros(now.clock_us.saturating_sub(before.clock_us));
+        if span < LINK_INTERVAL / 2 {
+            return None;
+        }
+        let rate = |bytes: u64| bytes as f64 / span.as_secs_f64();
+        let session = rate(now.session_bytes.saturating_sub(before.session_bytes)) * HEADERS;
+        let all = rate(now.link_bytes.saturating_sub(before.link_bytes));
+        let others = (all - session - rate(lost) * HEADERS).max(0.0);
+        Some(Traffic { session, others })
+    }
+
     /// The latest run of which all is below what has been seen.
     fn latest_arrived(&mut self, history: &History) -> Option<Run> {
         let skip = self.cursor.saturating_sub(history.forgotten) as usize;
@@ -179,5 +205,47 @@ impl PathState {
         self.delay = Some(delay);
         self.least_delay = Some(self.least_delay.map_or(sample, |least| least.min(sample)));
         delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(clock_ms: u64, link_bytes: u64, session_bytes: u64) -> LinkCounters {
+        LinkCounters { clock_us: clock_ms * 1000, link_bytes, session_bytes }
+    }
+
+    #[test]
+    fn others_are_what_is_neither_ours_nor_lost_of_ours() {
+        let mut path = PathState::default();
+        assert_eq!(path.on_link_counters(&counters(100, 7_000_000, 0)), None, "the first says nothing");
+        let traffic = path.on_link_counters(&counters(200, 17_000_000, 1_000_000)).unwrap();
+        assert!((traffic.session / 10_460_000.0 - 1.0).abs() < 0.001, "{traffic:?}");
+        assert!((traffic.others / 89_540_000.0 - 1.0).abs() < 0.001, "{traffic:?}");
+        // 2,000 of 3,000 datagrams were lost, perhaps behind the link.
+        let report = Report {
+            seen: vec![(1, 3_000)],
+            received_datagrams: 1_000,
+            received_bytes: 1_400_000,
+            ..Report::default()
+        };
+        path.on_report(Time::ZERO, &report, &History::default());
+        let traffic = path.on_link_counters(&counters(300, 27_000_000, 2_000_000)).unwrap();
+        assert!(
+            (traffic.others / (89_540_000.0 - 10.0 * 2_800_000.0 * 1.046) - 1.0).abs() < 0.001,
+            "{traffic:?}"
+        );
+    }
+
+    /// Counters of an interface that has gone and come again, and a clock that stands still.
+    #[test]
+    fn counters_that_fall_say_nothing() {
+        let mut path = PathState::default();
+        path.on_link_counters(&counters(100, u64::MAX, u64::MAX));
+        let traffic = path.on_link_counters(&counters(200, 5, 5)).unwrap();
+        assert_eq!(traffic, Traffic { session: 0.0, others: 0.0 });
+        assert_eq!(path.on_link_counters(&counters(200, u64::MAX, 9)), None);
+        assert_eq!(path.on_link_counters(&counters(10, u64::MAX, 9)), None);
     }
 }

@@ -4,7 +4,7 @@ use super::{Sender, SenderEvent};
 use crate::limits::MULTICAST_REPAIR_ROUNDS_MAX;
 use crate::time::Time;
 use crate::transport::{REPAIR_COLLECT, TargetMask, TransportError, mask_of, targets_of};
-use crate::wire::control::{FrameGap, Report};
+use crate::wire::control::{FrameGap, LinkCounters, Report};
 
 impl Sender {
     /// Takes in a target's report.
@@ -37,6 +37,14 @@ impl Sender {
         // What this report says may complete the picture of what others have reported.
         self.decide_at = (!self.pending.is_empty()).then_some(now);
         Ok(())
+    }
+
+    /// Takes in what a target's link has brought.
+    pub fn on_link_counters(&mut self, target: u16, counters: &LinkCounters, now: Time) {
+        let Some(state) = self.targets.get_mut(&target) else { return };
+        if let Some(traffic) = state.path.on_link_counters(counters) {
+            self.congestion.on_traffic(now, target, traffic);
+        }
     }
 
     fn acknowledged(&mut self, target: u16, first: u64, last: u64, now: Time) -> Result<(), TransportError> {

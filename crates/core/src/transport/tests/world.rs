@@ -8,7 +8,7 @@ use crate::time::Time;
 use crate::transport::{
     Expulsion, Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent, Transmit,
 };
-use crate::wire::control::{FrameSpan, Report};
+use crate::wire::control::{FrameSpan, LinkCounters, Report};
 use crate::wire::piece::seal_piece;
 use crate::wire::relay;
 use crate::wire::seal::{Channel, OpenKey, SealKey};
@@ -40,6 +40,8 @@ impl Rng {
     }
 }
 
+/// UDP's, IP's and Ethernet's.
+const HEADER_BYTES: u64 = 42;
 /// What a host's socket holds while nobody reads it.
 const SOCKET_BYTES: usize = 4 << 20;
 
@@ -92,6 +94,8 @@ pub(super) struct Host {
     pub(super) frames: HashMap<u64, (u16, Vec<u8>)>,
     /// Scatter datagrams that were lost on the way to it.
     pub(super) lost: u64,
+    /// Bytes that have come by its link, with headers.
+    link_bytes: u64,
     /// Bytes that it has passed on to others.
     pub(super) passed_on: u64,
     tcp_until: Time,
@@ -104,6 +108,7 @@ enum Event {
     Tcp(u16, Vec<u8>),
     Announce(u16, Vec<FrameSpan>),
     Report(u16, Report),
+    LinkCounters(u16, LinkCounters),
     /// The first can't pass on to the second any more.
     HopLost(u16, u16),
     Written(u16, u64),
@@ -186,6 +191,7 @@ impl World {
             writing_until: Time::ZERO,
             frames: HashMap::new(),
             lost: 0,
+            link_bytes: 0,
             passed_on: 0,
             tcp_until: Time::ZERO,
         };
@@ -271,6 +277,11 @@ impl World {
             if host.runs_at(self.now) > self.now {
                 continue;
             }
+            if host.receiver.is_link_due(self.now) && !host.dead {
+                let counters = host.receiver.count_link(self.now, host.link_bytes);
+                self.after(self.net.delay, Event::LinkCounters(target, counters));
+            }
+            let host = &mut self.hosts[usize::from(target)];
             if let Some(report) = host.receiver.poll_report(self.now).filter(|_| !host.dead) {
                 self.after(self.net.delay, Event::Report(target, report));
             }
@@ -428,6 +439,7 @@ impl World {
                     return self.happen(Event::Tcp(target, piece));
                 }
                 let host = &mut self.hosts[usize::from(target)];
+                host.link_bytes += piece.len() as u64 + HEADER_BYTES;
                 host.receiver.on_piece(now, &mut piece);
                 while let Some((frame, set, body)) = self.hosts[usize::from(target)].receiver.poll_frame() {
                     let host = &mut self.hosts[usize::from(target)];
@@ -442,6 +454,9 @@ impl World {
                 if !self.is_expelled(target) {
                     self.sender.on_report(target, &report, now).expect("an honest receiver");
                 }
+            }
+            Event::LinkCounters(target, counters) => {
+                self.sender.on_link_counters(target, &counters, now);
             }
             Event::Written(target, frame) => self.hosts[usize::from(target)].receiver.written(frame),
         }

@@ -12,7 +12,7 @@ use vmscatter::net::outlet::Outlet;
 use vmscatter::net::udp::{MulticastSender, WayOut};
 use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent};
-use vmscatter_core::wire::control::{Message, Report};
+use vmscatter_core::wire::control::{LinkCounters, Message, Report};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::seal::{Channel, SealKey};
 
@@ -41,6 +41,7 @@ struct Source<'a> {
 /// What a target says.
 enum Said {
     Report(Report),
+    LinkCounters(LinkCounters),
     /// A probe has reached it.
     Heard,
     Ended,
@@ -64,6 +65,7 @@ pub(super) fn run(task: &Task) -> Result<SourceResult> {
             while let Ok(Some(message)) = control::receive(&mut control_in) {
                 let said = match message {
                     Message::Report(report) => Said::Report(report),
+                    Message::LinkCounters(counters) => Said::LinkCounters(counters),
                     _ => Said::Heard,
                 };
                 if to_said.send((target, said)).is_err() {
@@ -178,6 +180,10 @@ impl Source<'_> {
         for (target, said) in std::iter::once(first).chain(more) {
             let report = match said {
                 Said::Report(report) if !self.is_expelled(target) => report,
+                Said::LinkCounters(counters) => {
+                    self.sender.on_link_counters(target, &counters, self.now());
+                    continue;
+                }
                 Said::Report(_) | Said::Heard => continue,
                 Said::Ended => bail!("target {target} has closed its connection"),
             };

@@ -90,6 +90,12 @@ pub(super) fn run(task: &Task, number: u16) -> Result<TargetResult> {
         while let Some((set, _)) = receiver.poll_probe() {
             let _ = control::send(&mut control_out, Message::Heard { set });
         }
+        if receiver.is_link_due(now())
+            && let Some(bytes) = interface.received_bytes()
+        {
+            let counters = receiver.count_link(now(), bytes);
+            let _ = control::send(&mut control_out, Message::LinkCounters(counters));
+        }
         if let Some(report) = receiver.poll_report(now())
             && control::send(&mut control_out, Message::Report(report)).is_err()
         {

@@ -15,7 +15,7 @@ use vmscatter_core::index::Contents;
 use vmscatter_core::placement::TargetId;
 use vmscatter_core::schedule::Schedule;
 use vmscatter_core::session::SessionKeys;
-use vmscatter_core::wire::control::{Report, Uuid};
+use vmscatter_core::wire::control::{LinkCounters, Report, Uuid};
 
 use super::actor::Event;
 use super::encode::EncodePool;
@@ -53,6 +53,7 @@ enum Order {
     Start,
     /// With its place in the target's queue.
     Report(u16, Report, OwnedSemaphorePermit),
+    LinkCounters(u16, LinkCounters, OwnedSemaphorePermit),
     /// This target has joined this set's group, or says why it can't.
     Joined(u16, u16, Option<String>),
     /// A probe has reached this target on this set's group.
@@ -112,6 +113,10 @@ impl ScatterThread {
 
     pub(super) fn report(&self, target: u16, report: Report, room: OwnedSemaphorePermit) {
         self.order(Order::Report(target, report, room));
+    }
+
+    pub(super) fn link_counters(&self, target: u16, counters: LinkCounters, room: OwnedSemaphorePermit) {
+        self.order(Order::LinkCounters(target, counters, room));
     }
 
     /// The target has joined the set's group, or says why it can't.

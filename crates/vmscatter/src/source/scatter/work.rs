@@ -200,6 +200,9 @@ impl Work {
                 }
                 self.sender_events();
             }
+            Order::LinkCounters(target, counters, _room) => {
+                self.sender.on_link_counters(target, &counters, now);
+            }
             Order::Joined(target, set, error) => self.addresses.joined(now, target, set, error),
             Order::Heard(target, set) => self.addresses.heard(target, set),
             Order::Hopped(from, to, error) => self.hopped(from, to, error),

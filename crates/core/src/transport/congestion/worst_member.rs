@@ -1,4 +1,4 @@
-//! How fast to send: a fixed rate under `--bandwidth`, else what the worst member receives.
+//! Follows the member that receives least.
 //!
 //! [`WorstMember`] is built like BBR (Cardwell et al., ACM Queue 14(5), 2016): it looks at what arrives, not at the
 //! mere fact of loss. Per member it keeps the highest rate that has arrived of late; the lowest of these is the
@@ -13,105 +13,21 @@
 //! once, or nobody could tell whether it takes more by now; and the start does not end with the first member that has
 //! reached its limit: that one is set apart until a second has.
 //!
+//! Where others send to a member too, what that leaves is not exceeded: see [`neighbours`](super::neighbours).
+//!
 //! [laggard]: CongestionControl::laggard
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::time::Duration;
 
+use super::neighbours::Neighbours;
+use super::{CongestionControl, Sample, Traffic};
 use crate::time::Time;
-
-/// What one member's reports say of a stretch of time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sample {
-    /// Bytes a second that arrived, of all that was sent by multicast: as if it were a member of every set.
-    pub rate: u64,
-    /// Share of the member's datagrams that did not arrive, 0 to 1.
-    pub loss: f32,
-    /// The least time that a datagram took to be reported, above the least ever seen.
-    pub queue_delay: Duration,
-    /// What this covers.
-    pub span: Duration,
-    /// There were moments with nothing to send, so the path may carry more.
-    pub starved: bool,
-    /// There were moments when this host came too late to keep the pace: the path, or its own link, may carry more.
-    pub late: bool,
-}
-
-impl Sample {
-    /// Both stretches as one.
-    fn joined(&self, other: &Sample) -> Sample {
-        let span = self.span + other.span;
-        let share = self.span.as_secs_f64() / span.as_secs_f64().max(1e-9);
-        let mean = |a: f64, b: f64| a * share + b * (1.0 - share);
-        Sample {
-            rate: mean(self.rate as f64, other.rate as f64) as u64,
-            loss: mean(self.loss.into(), other.loss.into()) as f32,
-            queue_delay: self.queue_delay.min(other.queue_delay),
-            span,
-            starved: self.starved || other.starved,
-            late: self.late || other.late,
-        }
-    }
-
-    /// What arrived was less than what could have been sent.
-    fn is_limited(&self) -> bool {
-        self.starved || self.late
-    }
-}
-
-/// Decides how fast multicast leaves.
-pub trait CongestionControl: fmt::Debug + Send {
-    /// A target's reports have said something.
-    fn on_sample(&mut self, now: Time, target: u16, sample: &Sample);
-    /// A target is gone and limits nobody any more.
-    fn remove(&mut self, target: u16);
-    /// Bytes a second on the link, headers of UDP, IP and Ethernet included; never zero.
-    fn rate(&mut self, now: Time) -> u64;
-    /// The member that takes far less than all others, and when it is to be removed if it has not caught up by then.
-    fn laggard(&self) -> Option<(u16, Time)> {
-        None
-    }
-}
-
-/// The rate that `--bandwidth` names. Who lags behind at it is seen as without it.
-#[derive(Debug)]
-pub struct FixedRate {
-    rate: u64,
-    members: WorstMember,
-}
-
-impl FixedRate {
-    /// Bytes a second.
-    pub fn new(rate: u64) -> Self {
-        FixedRate { rate: rate.max(1), members: WorstMember::new() }
-    }
-}
-
-impl CongestionControl for FixedRate {
-    fn on_sample(&mut self, now: Time, target: u16, sample: &Sample) {
-        self.members.on_sample(now, target, sample);
-    }
-
-    fn remove(&mut self, target: u16) {
-        self.members.remove(target);
-    }
-
-    fn rate(&mut self, now: Time) -> u64 {
-        // It goes through its phases, which nobody follows.
-        self.members.rate(now);
-        self.rate
-    }
-
-    fn laggard(&self) -> Option<(u16, Time)> {
-        self.members.laggard()
-    }
-}
 
 /// Start: 200 Mbit/s.
 const RATE_START: u64 = 25_000_000;
 /// Floor: 1 Mbit/s.
-const RATE_MIN: u64 = 125_000;
+pub(super) const RATE_MIN: u64 = 125_000;
 const STARTUP_GAIN: f64 = 2.0;
 const DRAIN_GAIN: f64 = 0.75;
 const PROBE_GAIN: f64 = 1.05;
@@ -206,6 +122,7 @@ struct Member {
     /// The base when it last grew during the start, and samples since.
     grown: u64,
     stalls: u32,
+    neighbours: Neighbours,
 }
 
 impl Member {
@@ -221,6 +138,7 @@ impl Member {
 
     fn learn(&mut self, now: Time, sample: &Sample, is_startup: bool) -> Congestion {
         let usual = self.usual_loss();
+        self.neighbours.on_sample(now, sample, usual);
         self.losses.push_back(sample.loss);
         if self.losses.len() > LOSS_SAMPLES {
             self.losses.pop_front();
@@ -270,8 +188,17 @@ impl WorstMember {
 
     /// What the worst member takes, of all that the rate follows.
     fn base(&self) -> Option<u64> {
-        let not_followed = [self.apart(), self.behind.map(|behind| behind.target)];
-        self.least_base(|target| !not_followed.contains(&Some(target)))
+        self.least_base(|target| self.is_followed(target))
+    }
+
+    fn is_followed(&self, target: u16) -> bool {
+        ![self.apart(), self.behind.map(|behind| behind.target)].contains(&Some(target))
+    }
+
+    /// What is left beside others on the members' links.
+    fn limit(&self, now: Time) -> Option<u64> {
+        let members = self.members.iter().filter(|(target, _)| self.is_followed(**target));
+        members.filter_map(|(_, member)| member.neighbours.limit(now)).min()
     }
 
     /// The least base of those that count.
@@ -383,6 +310,12 @@ impl CongestionControl for WorstMember {
         }
     }
 
+    fn on_traffic(&mut self, now: Time, target: u16, traffic: Traffic) {
+        if let Some(member) = self.members.get_mut(&target) {
+            member.neighbours.on_traffic(now, traffic);
+        }
+    }
+
     fn remove(&mut self, target: u16) {
         self.members.remove(&target);
         self.behind = self.behind.filter(|behind| behind.target != target);
@@ -405,187 +338,7 @@ impl CongestionControl for WorstMember {
             (Some(base), Phase::Cycle { .. }) => base as f64 * self.gain,
             (None, _) => RATE_START as f64,
         };
-        (rate as u64).max(RATE_MIN)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A link of `capacity` that drops what exceeds it and `loss` of the rest, sampled every 30 ms.
-    fn drive(control: &mut WorstMember, now: &mut Time, millis: u64, links: &[(u64, f64)]) -> (u64, f64) {
-        let (end, mut sent, mut lost) = (*now + Duration::from_millis(millis), 0.0, 0.0);
-        while *now < end {
-            let rate = control.rate(*now) as f64;
-            *now = *now + Duration::from_millis(30);
-            for (target, (capacity, loss)) in links.iter().enumerate() {
-                let arrived = rate.min(*capacity as f64) * (1.0 - loss);
-                let sample = Sample {
-                    rate: arrived as u64,
-                    loss: (1.0 - arrived / rate) as f32,
-                    queue_delay: Duration::ZERO,
-                    span: Duration::from_millis(30),
-                    starved: false,
-                    late: false,
-                };
-                control.on_sample(*now, target as u16, &sample);
-            }
-            sent += rate * 0.03;
-            lost += (rate - links[0].0 as f64).max(0.0) * 0.03;
-        }
-        ((sent * 1000.0 / millis as f64) as u64, lost / sent)
-    }
-
-    #[test]
-    fn fills_an_idle_link_and_stays_there() {
-        for capacity in [1_250_000, 12_500_000, 125_000_000, 1_250_000_000] {
-            for loss in [0.0, 0.01, 0.05] {
-                let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-                drive(&mut control, &mut now, 3000, &[(capacity, loss)]);
-                let (rate, excess) = drive(&mut control, &mut now, 5000, &[(capacity, loss)]);
-                let share = rate as f64 / capacity as f64;
-                assert!((0.95..1.02).contains(&share), "{share} of {capacity} at {loss}");
-                assert!(excess < 0.02, "{excess} lost of {capacity} at {loss}");
-            }
-        }
-    }
-
-    #[test]
-    fn follows_the_worst_and_comes_back() {
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        let (fast, slow) = (125_000_000, 40_000_000);
-        drive(&mut control, &mut now, 2000, &[(fast, 0.0), (fast, 0.0)]);
-        drive(&mut control, &mut now, 500, &[(fast, 0.0), (slow, 0.01)]);
-        let (rate, _) = drive(&mut control, &mut now, 2000, &[(fast, 0.0), (slow, 0.01)]);
-        assert!(rate < slow * 11 / 10 && rate > slow * 9 / 10, "{rate}");
-        control.remove(1);
-        drive(&mut control, &mut now, 5000, &[(fast, 0.0)]);
-        let (rate, _) = drive(&mut control, &mut now, 2000, &[(fast, 0.0)]);
-        assert!(rate > fast * 95 / 100, "{rate}");
-    }
-
-    /// When the start ends with one far slower than the others, or one becomes so, it is named; one half as fast is not.
-    #[test]
-    fn laggard_is_named_soon() {
-        let due = |control: &WorstMember, now| {
-            control.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target)
-        };
-        let (fast, slow) = (125_000_000, 12_500_000);
-        let links = [(fast, 0.0), (fast, 0.0), (slow, 0.01)];
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        drive(&mut control, &mut now, 800, &links);
-        assert_eq!(due(&control, now), Some(2));
-        control.remove(2);
-        assert_eq!(control.laggard(), None);
-        let (rate, _) = drive(&mut control, &mut now, 1000, &links[..2]);
-        assert!(rate > fast * 90 / 100, "{rate}");
-        drive(&mut control, &mut now, 1500, &[(slow, 0.0), (fast, 0.0)]);
-        assert_eq!(due(&control, now), Some(0));
-
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        for _ in 0..100 {
-            drive(&mut control, &mut now, 100, &[(fast, 0.0), (fast / 2, 0.0), (fast, 0.01)]);
-            assert_eq!(control.laggard(), None);
-        }
-        assert!(control.rate(now) < fast * 6 / 10);
-    }
-
-    /// What all have in common is nobody's fault; nor is a moment in which a host had no time.
-    #[test]
-    fn slow_together_or_for_a_moment_is_no_laggard() {
-        let (fast, slow) = (125_000_000, 12_500_000);
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        let mut check = |millis, links: &[(u64, f64)]| {
-            drive(&mut control, &mut now, millis, links);
-            let is_due = control.laggard().is_some_and(|(_, at)| now >= at);
-            assert!(!is_due, "{links:?} for {millis} ms");
-        };
-        check(1000, &[(fast, 0.0); 3]);
-        check(200, &[(fast, 0.0), (slow, 0.0), (fast, 0.0)]);
-        check(1000, &[(fast, 0.0); 3]);
-        check(2000, &[(slow, 0.0); 3]);
-        check(3000, &[(fast, 0.0); 3]);
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        drive(&mut control, &mut now, 3000, &[(slow, 0.0)]);
-        assert_eq!(control.laggard(), None, "alone");
-    }
-
-    /// What was left of the rate when hosts had no time at all must not be what they get from then on.
-    #[test]
-    fn comes_back_from_the_floor_within_seconds() {
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        let (link, floor) = (125_000_000, 2 * RATE_MIN);
-        drive(&mut control, &mut now, 1000, &[(link, 0.0), (link, 0.0)]);
-        drive(&mut control, &mut now, 3000, &[(floor, 0.0), (floor, 0.0)]);
-        assert!(control.rate(now) < 2 * floor, "{}", control.rate(now));
-        drive(&mut control, &mut now, 15_000, &[(link, 0.0), (link, 0.0)]);
-        let (rate, _) = drive(&mut control, &mut now, 3000, &[(link, 0.0), (link, 0.0)]);
-        assert!(rate > link * 95 / 100, "{rate}");
-    }
-
-    /// A host that has no time to send what it may sees less arrive; slowing down for that would go on for ever.
-    #[test]
-    fn late_host_is_not_taken_for_a_slow_path() {
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        let late = |rate: u64| Sample {
-            rate: rate * 8 / 10,
-            loss: 0.0,
-            queue_delay: Duration::from_millis(50),
-            span: Duration::from_millis(30),
-            starved: false,
-            late: true,
-        };
-        drive(&mut control, &mut now, 3000, &[(125_000_000, 0.0)]);
-        for _ in 0..200 {
-            now = now + Duration::from_millis(30);
-            let sample = late(control.rate(now));
-            control.on_sample(now, 0, &sample);
-        }
-        assert!(control.rate(now) > 110_000_000, "{}", control.rate(now));
-    }
-
-    /// One lost super-packet in some samples, none in others.
-    #[test]
-    fn uneven_loss_is_not_congestion() {
-        let (mut control, mut now, mut turn) = (WorstMember::new(), Time::ZERO, 0u64);
-        for _ in 0..600 {
-            now = now + Duration::from_millis(30);
-            for target in 0..3 {
-                turn += 1;
-                let loss = [0.0, 0.11, 0.0, 0.05, 0.09][(turn * 7 % 5) as usize];
-                let sent = control.rate(now).min(125_000_000);
-                let sample = Sample {
-                    rate: (sent as f64 * (1.0 - loss)) as u64,
-                    loss: loss as f32,
-                    queue_delay: Duration::ZERO,
-                    span: Duration::from_millis(30),
-                    starved: false,
-                    late: false,
-                };
-                control.on_sample(now, target, &sample);
-            }
-        }
-        assert!(control.rate(now) > 115_000_000, "{}", control.rate(now));
-    }
-
-    /// A receiver short of CPU: everything arrives, every report is late.
-    #[test]
-    fn late_reporter_is_not_starved() {
-        let (mut control, mut now) = (WorstMember::new(), Time::ZERO);
-        for _ in 0..400 {
-            let rate = control.rate(now).min(110_000_000);
-            now = now + Duration::from_millis(30);
-            let sample = Sample {
-                rate,
-                loss: 0.0,
-                queue_delay: Duration::from_millis(80),
-                span: Duration::from_millis(30),
-                starved: false,
-                late: false,
-            };
-            control.on_sample(now, 0, &sample);
-        }
-        assert!(control.rate(now) > 100_000_000, "{}", control.rate(now));
+        let limit = self.limit(now).unwrap_or(u64::MAX);
+        (rate as u64).min(limit).max(RATE_MIN)
     }
 }
