@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use vmscatter_core::page::{DigestKey, Mac, MacKey, PAGE_SIZE, PageAddr, VmDigest};
+use vmscatter_core::transport::encode_parity;
 use vmscatter_core::wire::control::{
     BlockSpec, Contact, Envelope, FrameGap, FrameSpan, HELLO_MAGIC, Hello, HostReport, LinkCounters, Message,
     QemuProgram, Report, Resources, SetGrant, VmSpec,
@@ -175,6 +176,19 @@ fn written() -> BTreeMap<String, Vec<u8>> {
         "piece/relay".to_owned(),
         relay::wrap(&[2, 300], &piece(PieceKind::Scatter, Channel::RELAY, 0, 3)),
     );
+    // The last piece of two has a byte; its strips are filled up.
+    let header = PieceHeader {
+        vm: 1,
+        index: 3,
+        count: 2,
+        ..PieceHeader::whole(PieceKind::Parity, 300, session_tag(&SESSION), 77, 16)
+    };
+    let mut parity = Vec::new();
+    encode_parity(b"sixteen bytes ok!", 16, 3, &mut parity);
+    all.insert("parity/row-3".to_owned(), parity.clone());
+    let mut piece = Vec::new();
+    seal_piece(&mut SealKey::new(&KEY, Channel::MULTICAST), &header, &parity, &mut piece).unwrap();
+    all.insert("piece/parity".to_owned(), piece);
     let mac = MacKey::new(&[1; 16]).mac(&page());
     all.insert("mac/counting-page".to_owned(), mac.0.to_vec());
     let term = DigestKey::new(&[2; 16]).term(3, 70_000, Mac(mac.0));

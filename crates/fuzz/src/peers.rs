@@ -134,6 +134,7 @@ pub fn source_session(data: &[u8]) {
     let blocks = vec![BlockSpec { name: "pc.ram".to_owned(), bytes: 4 * PAGE_SIZE as u64 }];
     let mut sender = Sender::new(SenderConfig::default(), Time::ZERO);
     (0..TARGETS).for_each(|target| sender.add_set(target, &[target], false));
+    (0..TARGETS).for_each(|target| sender.takes_parity(target));
     let mut members = TargetSet::default();
     (0..TARGETS).for_each(|target| members.insert(TargetId(target as u8)));
     sender.add_set(TARGETS, &[0, 1, 2], true);

@@ -146,8 +146,9 @@ fn give(receiver: &mut Receiver, now: Time, piece: &[u8]) {
 
 /// A piece that is sealed in order, whatever it says.
 pub(crate) fn sealed(key: &mut SealKey, input: &mut Input<'_>) -> Vec<u8> {
-    let kind = [PieceKind::Scatter, PieceKind::Stream, PieceKind::Probe, PieceKind::DataHello];
-    let kind = kind[usize::from(input.byte() % 4)];
+    let kind =
+        [PieceKind::Scatter, PieceKind::Stream, PieceKind::Probe, PieceKind::DataHello, PieceKind::Parity];
+    let kind = kind[usize::from(input.byte() % 5)];
     let (frame, vm) = (u64::from(input.byte()), u16::from(input.byte() % 4));
     let (count, index) = (u16::from(input.byte()), u16::from(input.byte()));
     let len = usize::from(input.short());

@@ -220,6 +220,9 @@ struct TransportArguments {
     /// Rate of the source, Mbit/s on the link [default: congestion control]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Option<u64>,
+    /// Answer losses by the pieces themselves only
+    #[arg(long)]
+    without_parity: bool,
     /// Send the same bytes with these too, under each loss
     #[arg(long, value_delimiter = ',')]
     rivals: Vec<transport::Rival>,
@@ -324,6 +327,7 @@ fn main() -> ExitCode {
                 bytes: arguments.mib << 20,
                 rivals: arguments.rivals,
                 bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
+                parity: !arguments.without_parity,
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))
         }

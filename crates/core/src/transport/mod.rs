@@ -18,6 +18,8 @@
 
 mod congestion;
 mod pace;
+mod parity;
+mod parts;
 mod receiver;
 mod sender;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod tests;
 use std::time::Duration;
 
 pub use congestion::{CongestionControl, FixedRate, Sample, Traffic, WorstMember};
+pub use parity::encode as encode_parity;
 pub use receiver::{DropReason, Outcome, Receiver, ReceiverConfig, ReceiverCounters};
 pub use sender::{
     Expulsion, MulticastProgress, Path, Sender, SenderConfig, SenderCounters, SenderEvent, Transmit,

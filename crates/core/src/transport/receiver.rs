@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
+use super::parts::Parts;
 use super::{
     FRAME_SPAN_MAX, LINK_INTERVAL, REORDER_DELAY, REPORT_GAPS_MAX, REPORT_INTERVAL, REPORT_RANGES_MAX,
     REPORT_SETS_MAX, REPORT_WRITTEN_BYTES,
@@ -105,72 +106,6 @@ struct Incoming {
     parts: Option<Parts>,
 }
 
-/// What has arrived of it.
-#[derive(Debug)]
-struct Parts {
-    count: u16,
-    piece_bytes: usize,
-    have: Box<[u64]>,
-    left: u16,
-    last_bytes: usize,
-    buffer: Vec<u8>,
-}
-
-impl Parts {
-    fn new(header: &PieceHeader) -> Self {
-        let piece_bytes = header.piece_bytes as usize;
-        Parts {
-            count: header.count,
-            piece_bytes,
-            have: vec![0; usize::from(header.count).div_ceil(64)].into(),
-            left: header.count,
-            last_bytes: 0,
-            buffer: vec![0; usize::from(header.count) * piece_bytes],
-        }
-    }
-
-    fn has(&self, index: u16) -> bool {
-        self.have[usize::from(index / 64)] & (1 << (index % 64)) != 0
-    }
-
-    /// Takes in a piece that fits the frame; `false` if it was there.
-    fn put(&mut self, index: u16, payload: &[u8]) -> bool {
-        if self.has(index) {
-            return false;
-        }
-        self.have[usize::from(index / 64)] |= 1 << (index % 64);
-        self.left -= 1;
-        let start = usize::from(index) * self.piece_bytes;
-        self.buffer[start..start + payload.len()].copy_from_slice(payload);
-        if index == self.count - 1 {
-            self.last_bytes = payload.len();
-        }
-        true
-    }
-
-    /// Ranges of pieces that are missing, as long as `room` lasts.
-    fn gaps(&self, room: usize) -> Vec<(u16, u16)> {
-        let mut gaps: Vec<(u16, u16)> = Vec::new();
-        for index in (0..self.count).filter(|index| !self.has(*index)) {
-            match gaps.last_mut() {
-                Some((_, last)) if *last + 1 == index => *last = index,
-                _ => gaps.push((index, index)),
-            }
-            if gaps.len() > room {
-                gaps.pop();
-                break;
-            }
-        }
-        gaps
-    }
-
-    fn into_body(self) -> Vec<u8> {
-        let mut body = self.buffer;
-        body.truncate(usize::from(self.count - 1) * self.piece_bytes + self.last_bytes);
-        body
-    }
-}
-
 /// Puts together the frames of the sets that this target is a member of.
 #[derive(Debug)]
 pub struct Receiver {
@@ -245,7 +180,7 @@ impl Receiver {
         self.sets.remove(&set);
         let freed =
             self.frames.values().filter(|frame| frame.set == set).filter_map(|frame| frame.parts.as_ref());
-        self.bytes -= freed.map(|parts| parts.buffer.len()).sum::<usize>();
+        self.bytes -= freed.map(Parts::held_bytes).sum::<usize>();
         self.frames.retain(|_, frame| frame.set != set);
     }
 
@@ -317,16 +252,18 @@ impl Receiver {
         }
         match header.kind {
             PieceKind::Scatter => self.on_scatter(header, payload),
+            PieceKind::Parity if header.channel == Channel::MULTICAST => self.on_scatter(header, payload),
             PieceKind::Probe => {
                 if self.probes.len() < PROBES_MAX {
                     self.probes.push_back((header.set, header.frame));
                 }
                 Ok(())
             }
-            PieceKind::Stream | PieceKind::DataHello => Err(DropReason::Malformed),
+            PieceKind::Stream | PieceKind::DataHello | PieceKind::Parity => Err(DropReason::Malformed),
         }
     }
 
+    /// A piece of a frame, or one of parity.
     fn on_scatter(&mut self, header: &PieceHeader, payload: &[u8]) -> Result<(), DropReason> {
         let number = header.frame;
         if self.complete.is_seen(number) {
@@ -342,7 +279,7 @@ impl Receiver {
             return Err(DropReason::Inconsistent);
         }
         if known.is_none_or(|frame| frame.parts.is_none()) {
-            let bytes = usize::from(header.count) * header.piece_bytes as usize;
+            let bytes = Parts::bytes_of(header);
             if self.bytes + bytes > self.config.bytes_max {
                 return Err(DropReason::OverLimit);
             }
@@ -352,22 +289,36 @@ impl Receiver {
         }
         let frame = self.frames.get_mut(&number).expect("inserted above");
         let parts = frame.parts.as_mut().expect("made above");
-        if (parts.count, parts.piece_bytes) != (header.count, header.piece_bytes as usize) {
+        if !parts.agrees(header) {
             return Err(DropReason::Inconsistent);
         }
-        if !parts.put(header.index, payload) {
+        let before = parts.held_bytes();
+        if header.kind == PieceKind::Parity {
+            if !parts.needs_parity(header.index) {
+                self.counters.duplicate += 1;
+            } else if self.bytes + payload.len() > self.config.bytes_max {
+                return Err(DropReason::OverLimit);
+            } else {
+                parts.put_parity(header.index, usize::from(header.vm), payload);
+            }
+        } else if !parts.put(header.index, payload) {
             self.counters.duplicate += 1;
         }
-        if parts.left == 0 {
-            let parts = self.frames.remove(&number).and_then(|frame| frame.parts).expect("it is complete");
-            self.bytes -= parts.buffer.len();
-            let body = parts.into_body();
-            self.bytes += body.len();
-            self.complete.mark(number);
-            self.unwritten.insert(number, body.len());
-            self.ready.push_back((number, set, body));
+        self.bytes = self.bytes - before + parts.held_bytes();
+        if parts.is_complete() {
+            self.complete_frame(number, set);
         }
         Ok(())
+    }
+
+    fn complete_frame(&mut self, number: u64, set: u16) {
+        let Some(parts) = self.frames.remove(&number).and_then(|frame| frame.parts) else { return };
+        self.bytes -= parts.held_bytes();
+        let body = parts.into_body();
+        self.bytes += body.len();
+        self.complete.mark(number);
+        self.unwritten.insert(number, body.len());
+        self.ready.push_back((number, set, body));
     }
 
     /// The source says that these frames have left entirely. Frames of sets that this target is no member of, and

@@ -57,6 +57,8 @@ pub const FEATURE_RELAY: u64 = 1;
 pub const FEATURE_EXAMINE: u64 = 2;
 /// Bit of [`Hello::features`]: takes [`Message::LinkCounters`].
 pub const FEATURE_LINK_COUNTERS: u64 = 4;
+/// Bit of [`Hello::features`]: uses parity pieces ([`PieceKind::Parity`](super::piece::PieceKind::Parity)).
+pub const FEATURE_PARITY: u64 = 8;
 
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
@@ -79,7 +81,8 @@ pub struct Hello {
     pub version_min: u16,
     /// Highest.
     pub version_max: u16,
-    /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`], [`FEATURE_LINK_COUNTERS`]; unknown bits are ignored.
+    /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`], [`FEATURE_LINK_COUNTERS`],
+    /// [`FEATURE_PARITY`]; unknown bits are ignored.
     pub features: u64,
     /// The sender's name, as its certificate has it.
     pub name: String,

@@ -27,6 +27,14 @@ pub const PIECE_OVERHEAD_BYTES: usize = PIECE_HEADER_BYTES + TAG_BYTES;
 /// Bytes of one frame's body as it is sent: the plain bound and what the compression's frame adds.
 pub const FRAME_SEALED_BODY_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX + 64;
 
+/// About how many pieces make a block of parity, see [`blocks`]: more of them need less parity, and each byte of a block is read once for each
+/// piece that is missed of it.
+pub const BLOCK_PIECES: u16 = 64;
+/// Parity pieces of a block at most.
+pub const BLOCK_PARITY: u16 = 64;
+/// Where there is parity, a piece's nominal length is a multiple of this.
+pub const STRIPS: usize = 8;
+
 const _: () = assert!(FRAME_SEALED_BODY_BYTES_MAX + PIECE_OVERHEAD_BYTES <= PIECE_BYTES_MAX);
 
 /// What a piece is part of.
@@ -41,11 +49,14 @@ pub enum PieceKind {
     Probe = 3,
     /// The first piece on a data connection: who is calling.
     DataHello = 4,
+    /// What replaces any piece of a scatter frame: `index` counts the parity pieces, [`BLOCK_PARITY`] of each block, and `vm` is the
+    /// length of the frame's last piece.
+    Parity = 6,
 }
 
 impl PieceKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Scatter, Self::Stream, Self::Probe, Self::DataHello]
+        [Self::Scatter, Self::Stream, Self::Probe, Self::DataHello, Self::Parity]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -60,7 +71,7 @@ pub struct PieceHeader {
     pub set: u16,
     /// The path whose numbers it uses; filled in by [`seal_piece`].
     pub channel: Channel,
-    /// The VM of a stream frame, else zero.
+    /// The VM of a stream frame; the last piece's length for parity; else zero.
     pub vm: u16,
     /// First eight bytes of the session's UUID.
     pub session: u64,
@@ -94,6 +105,11 @@ pub enum PieceError {
     /// It could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+}
+
+/// Blocks of parity of a frame of `count` pieces, of [`BLOCK_PIECES`] pieces each as nearly as can be: piece *i* is in block *i* mod this.
+pub fn blocks(count: u16) -> u16 {
+    (count.saturating_add(BLOCK_PIECES / 2) / BLOCK_PIECES).max(1)
 }
 
 /// Where the set's number stands in a piece, for those who need the key before anything else.
@@ -165,11 +181,21 @@ impl PieceHeader {
         let nominal = self.piece_bytes as usize;
         let last = self.count.checked_sub(1);
         let full = last.map(|last| usize::from(last).saturating_mul(nominal));
-        nominal > 0
+        let is_frame = nominal > 0
             && nominal <= PIECE_BYTES_MAX
-            && full.is_some_and(|full| full < FRAME_SEALED_BODY_BYTES_MAX)
-            && self.index < self.count
-            && if Some(self.index) == last { payload <= nominal } else { payload == nominal }
+            && full.is_some_and(|full| full < FRAME_SEALED_BODY_BYTES_MAX);
+        let fits = match self.kind {
+            PieceKind::Parity => {
+                let last_bytes = usize::from(self.vm);
+                payload == nominal
+                    && nominal.is_multiple_of(STRIPS)
+                    && (1..=nominal).contains(&last_bytes)
+                    && self.index / BLOCK_PARITY < blocks(self.count)
+            }
+            _ if Some(self.index) == last => payload <= nominal,
+            _ => self.index < self.count && payload == nominal,
+        };
+        is_frame && fits
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Plan {
     pub splits: bool,
     /// Multicast is not used: shared frames are passed on from target to target.
     pub relay: bool,
+    /// All targets can use parity.
+    pub parity: bool,
     /// Multicast does not reach this target any more from some time on.
     pub falls_silent: Option<(Duration, u16)>,
     /// From some time on what the first passes on to the second is lost; whether it notices.
@@ -92,6 +94,7 @@ impl Plan {
         let moment = |rng: &mut Rng| Duration::from_micros(5_000 + rng.below(200_000));
         let target = |rng: &mut Rng| rng.below(u64::from(self.targets)) as u16;
         self.relay = rng.one_in(4);
+        self.parity = rng.one_in(2);
         self.falls_silent = rng.one_in(8).then(|| (moment(rng), target(rng)));
         self.hop_breaks = rng.one_in(3).then(|| (moment(rng), (target(rng), target(rng)), rng.one_in(2)));
         self.hopless = rng.one_in(8).then(|| target(rng));
@@ -119,6 +122,7 @@ impl Plan {
             queue: Duration::ZERO,
             splits: false,
             relay: false,
+            parity: false,
             falls_silent: None,
             hop_breaks: None,
             hopless: None,

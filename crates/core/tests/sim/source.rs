@@ -128,6 +128,9 @@ impl Source {
             own_keys.push(keys);
             sets.insert(own_set(target), set);
             sender.add_set(own_set(target), &[target], false);
+            if plan.parity {
+                sender.takes_parity(target);
+            }
         }
         for (number, set) in schedule.sets.iter().enumerate() {
             let members: Vec<u16> = set.set.members().map(|target| u16::from(target.0)).collect();

@@ -29,6 +29,7 @@ pub(super) fn task(lab: &Lab, targets: usize, bytes: u64) -> Task {
         bytes,
         body_bytes: 100 << 10,
         bandwidth: None,
+        parity: true,
         mtu: 1500,
     }
 }

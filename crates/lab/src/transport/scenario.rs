@@ -62,6 +62,8 @@ pub struct Options {
     pub bytes: u64,
     /// Bytes a second; `None`: congestion control.
     pub bandwidth: Option<u64>,
+    /// Losses may be answered by parity.
+    pub parity: bool,
     /// To be compared with, in the scenarios of loss.
     pub rivals: Vec<Rival>,
 }
@@ -111,7 +113,7 @@ fn run_one(lab: &Lab, scenario: Scenario, options: &Options) -> Result<Run> {
     }
     lab.network.set_rate(slow, if scenario == Scenario::Slow { SLOW_RATE } else { RATE })?;
     let mut task = task(lab, TARGETS, options.bytes);
-    task.bandwidth = options.bandwidth;
+    (task.bandwidth, task.parity) = (options.bandwidth, options.parity);
     let flow = match scenario {
         Scenario::Tcp => Some(TcpFlow::start(&lab.source, &lab.targets[0])?),
         Scenario::TcpCross => Some(TcpFlow::start(&lab.targets[TARGETS], &lab.targets[0])?),

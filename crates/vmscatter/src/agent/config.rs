@@ -26,6 +26,7 @@
 //! prefix = "239.255.0.0/16"
 //! source_specific = true
 //! ttl = 1                             # routers that datagrams pass, and one
+//! parity = true                       # where targets miss different pieces, one that replaces any
 //!
 //! [fingerprints]
 //! key = "fleet.key"                   # the same on all hosts; without it `scan --out` is refused
@@ -125,6 +126,8 @@ pub struct MulticastConfig {
     pub source_specific: bool,
     /// Time to live of datagrams: 1 keeps them on the link.
     pub ttl: u8,
+    /// What several targets miss is replaced by parity where that is less.
+    pub parity: bool,
 }
 
 /// A range of IPv4 multicast groups.
@@ -211,6 +214,7 @@ struct RawMulticast {
     prefix: Option<String>,
     source_specific: Option<bool>,
     ttl: Option<u8>,
+    parity: Option<bool>,
 }
 
 impl AgentConfig {
@@ -362,6 +366,7 @@ fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String
         prefix,
         source_specific: raw.source_specific.unwrap_or(true),
         ttl,
+        parity: raw.parity.unwrap_or(true),
     })
 }
 
@@ -422,7 +427,7 @@ mod tests {
             config.multicast.prefix,
             MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 }
         );
-        assert!(config.multicast.source_specific && config.multicast.ttl == 1);
+        assert!(config.multicast.source_specific && config.multicast.parity && config.multicast.ttl == 1);
         assert_eq!(config.fleet_key, None);
         let config = parse(&GOOD.replace("[qemu]", "[fingerprints]\nkey = 'fleet.key'\n[qemu]")).unwrap();
         assert_eq!(config.fleet_key.as_deref(), Some(Path::new("/etc/v/fleet.key")));

@@ -414,7 +414,7 @@ mod tests {
 
     fn group(port: u16) -> SocketAddr {
         let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };
-        let config = MulticastConfig { interface: None, prefix, source_specific: true, ttl: 1 };
+        let config = MulticastConfig { interface: None, prefix, source_specific: true, ttl: 1, parity: true };
         let group = random_group(&config);
         assert!(matches!(group, IpAddr::V4(addr) if addr.octets()[..2] == [239, 255]));
         SocketAddr::new(group, port)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmscatter_core::session::OwnKeys;
-use vmscatter_core::wire::control::{FEATURE_RELAY, Message, SetGrant, Uuid};
+use vmscatter_core::wire::control::{FEATURE_PARITY, FEATURE_RELAY, Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, session_tag};
 use vmscatter_core::wire::seal::SealError;
 
@@ -37,6 +37,7 @@ pub(super) struct TargetLink {
     local_addr: SocketAddr,
     data_addr: SocketAddr,
     can_relay: bool,
+    takes_parity: bool,
     mtu: u32,
     session_tag: u64,
     control: tokio::sync::mpsc::UnboundedSender<Message>,
@@ -79,6 +80,7 @@ impl TargetLink {
             local_addr: peer.local_addr,
             data_addr: addr,
             can_relay: peer.features & FEATURE_RELAY != 0,
+            takes_parity: peer.features & FEATURE_PARITY != 0,
             mtu: peer.resources.mtu,
             session_tag: tag,
             control: messages,
@@ -112,6 +114,11 @@ impl TargetLink {
     /// Whether it can pass pieces on to other targets.
     pub(super) fn can_relay(&self) -> bool {
         self.can_relay
+    }
+
+    /// Whether it can use parity pieces.
+    pub(super) fn takes_parity(&self) -> bool {
+        self.takes_parity
     }
 
     /// The first piece of a data connection to it.

@@ -247,6 +247,7 @@ impl Run {
             transport,
             out,
             bandwidth,
+            parity: self.ctx.config.multicast.parity,
             assumed_bytes_per_s: rate,
             events: to_events.clone(),
         })

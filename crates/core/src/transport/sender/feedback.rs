@@ -10,6 +10,9 @@ use crate::wire::control::{LinkCounters, Report};
 /// Multicast transmissions that are remembered, and for how long.
 const HISTORY_RUNS_MAX: usize = 65_536;
 const HISTORY_SPAN: Duration = Duration::from_secs(4);
+/// A host that comes too late before so many of its transmissions is busy; how much the latest one counts.
+const LATE_SHARE_BUSY: f32 = 0.12;
+const LATE_SMOOTHING: f32 = 0.005;
 /// A sample covers at least this, and as many datagrams or the longer span.
 const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(25);
 const SAMPLE_SPAN_LONG: Duration = Duration::from_millis(250);
@@ -43,11 +46,15 @@ pub(super) struct History {
     bytes: u64,
     pauses: u64,
     late: u64,
+    /// Share of the latest transmissions before which this host came too late.
+    late_share: f32,
 }
 
 impl History {
     pub(super) fn sent(&mut self, now: Time, set: u16, below: u64, bytes: usize) {
         self.bytes += bytes as u64;
+        let is_late = self.runs.back().is_some_and(|last| last.late != self.late);
+        self.late_share += (f32::from(is_late as u8) - self.late_share) * LATE_SMOOTHING;
         self.runs.push_back(Run {
             set,
             below,
@@ -60,6 +67,11 @@ impl History {
             self.runs.pop_front();
             self.forgotten += 1;
         }
+    }
+
+    /// Whether this host, and not the path, is what limits the rate.
+    pub(super) fn is_busy(&self) -> bool {
+        self.late_share > LATE_SHARE_BUSY
     }
 
     /// Something could have been sent, and there was nothing.
@@ -236,6 +248,22 @@ mod tests {
             (traffic.others / (89_540_000.0 - 10.0 * 2_800_000.0 * 1.046) - 1.0).abs() < 0.001,
             "{traffic:?}"
         );
+    }
+
+    #[test]
+    fn busy_host_is_one_that_is_often_late() {
+        let mut history = History::default();
+        let mut send = |late_every: u64| {
+            for run in 0..1_000 {
+                if run % late_every == 0 {
+                    history.was_late();
+                    history.was_late();
+                }
+                history.sent(Time(run), 0, run, 1_000);
+            }
+            history.is_busy()
+        };
+        assert_eq!([send(1_000), send(2), send(10), send(3)], [false, true, false, true]);
     }
 
     /// Counters of an interface that has gone and come again, and a clock that stands still.

@@ -56,6 +56,10 @@ pub(super) struct OpenFrame {
     /// Per piece that has left by multicast.
     pub(super) sent: Vec<PieceSent>,
     pub(super) repair: BTreeMap<u16, PieceRepair>,
+    /// All members can use parity, and the pieces have a length for it.
+    pub(super) takes_parity: bool,
+    /// Parity pieces of each block that have left or are to leave; blocks without are not there.
+    pub(super) parity: BTreeMap<u16, u16>,
 }
 
 impl OpenFrame {
@@ -85,6 +89,8 @@ impl OpenFrame {
             multicast_next,
             sent,
             repair: BTreeMap::new(),
+            takes_parity: false,
+            parity: BTreeMap::new(),
         }
     }
 

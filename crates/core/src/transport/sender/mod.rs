@@ -3,6 +3,7 @@
 mod feedback;
 mod frames;
 mod relay;
+mod repair;
 mod report;
 mod target;
 mod transmit;
@@ -13,15 +14,16 @@ use std::sync::Arc;
 use self::feedback::History;
 use self::frames::OpenFrame;
 use self::relay::Hops;
+use self::repair::MulticastRepair;
 use self::target::Target;
 pub use self::transmit::{Path, Transmit};
 use super::congestion::{CongestionControl, FixedRate, WorstMember};
 use super::pace::TokenBucket;
-use super::{ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of};
+use super::{ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of, targets_of};
 use crate::limits::REPAIR_WINDOW_BYTES;
 use crate::time::Time;
 use crate::wire::control::FrameSpan;
-use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES};
+use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES, STRIPS};
 
 /// What a [`Sender`] is told when it is made.
 #[derive(Clone, Debug)]
@@ -107,6 +109,8 @@ pub struct SenderCounters {
     pub multicast_pieces: u64,
     /// Pieces multicast again.
     pub multicast_repairs: u64,
+    /// Parity pieces, multicast in place of pieces that some miss and others don't.
+    pub parity_pieces: u64,
     /// Pieces of frames that go over TCP from the start, to one target.
     pub unicast_pieces: u64,
     /// The same, to the first of several that pass them on.
@@ -155,8 +159,8 @@ pub struct Sender {
     pending: BTreeMap<(u64, u16), Time>,
     /// When to look through `pending` next.
     decide_at: Option<Time>,
-    /// Pieces to be multicast again.
-    multicast_repairs: VecDeque<(u64, u16)>,
+    /// What is to be multicast again, or parity in its place.
+    multicast_repairs: VecDeque<MulticastRepair>,
     history: History,
     congestion: Box<dyn CongestionControl>,
     rate: u64,
@@ -229,6 +233,11 @@ impl Sender {
         }
     }
 
+    /// This target can use parity pieces. They are sent where all members of a set can.
+    pub fn takes_parity(&mut self, target: u16) {
+        self.targets.entry(target).or_insert_with(|| Target::new(Time::ZERO)).takes_parity = true;
+    }
+
     /// Nothing of the set goes to its multicast group any more: what is missed of its frames goes over TCP. To be called
     /// when members leave the group; frames of the set must have left entirely by then, see
     /// [`Sender::multicast_progress`].
@@ -298,13 +307,17 @@ impl Sender {
             self.events.push_back(SenderEvent::Settled { frame });
             return;
         }
-        let piece = if state.members & !state.by_unicast == 0 {
-            self.config.unicast_piece_bytes
+        let piece_bytes = if state.members & !state.by_unicast == 0 {
+            self.config.unicast_piece_bytes - PIECE_OVERHEAD_BYTES
         } else {
-            self.config.datagram_bytes
+            let room = self.config.datagram_bytes - PIECE_OVERHEAD_BYTES;
+            (room / STRIPS * STRIPS).max(room.min(STRIPS))
         };
         self.window_bytes += body.len();
-        let open = OpenFrame::new(set, body, piece - PIECE_OVERHEAD_BYTES, state.members, state.by_unicast);
+        let mut open = OpenFrame::new(set, body, piece_bytes, state.members, state.by_unicast);
+        open.takes_parity = piece_bytes.is_multiple_of(STRIPS)
+            && piece_bytes <= usize::from(u16::MAX)
+            && targets_of(state.members).all(|target| self.targets[&target].takes_parity);
         if open.multicast_waiting() != 0 {
             self.multicast.push_back(frame);
         }

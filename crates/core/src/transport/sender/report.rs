@@ -1,9 +1,8 @@
-//! What receivers say: acknowledgements, losses, and how they are answered.
+//! What receivers say: acknowledgements and losses.
 
 use super::{Sender, SenderEvent};
-use crate::limits::MULTICAST_REPAIR_ROUNDS_MAX;
 use crate::time::Time;
-use crate::transport::{REPAIR_COLLECT, TargetMask, TransportError, mask_of, targets_of};
+use crate::transport::{REPAIR_COLLECT, TransportError, mask_of};
 use crate::wire::control::{FrameGap, LinkCounters, Report};
 
 impl Sender {
@@ -131,61 +130,5 @@ impl Sender {
             self.blame_hop(target, gap.frame);
         }
         Ok(())
-    }
-
-    /// Answers losses once every member has had its say, or has had the time for it.
-    pub(super) fn decide_repairs(&mut self, now: Time) {
-        if self.decide_at.is_none_or(|at| now < at) {
-            return;
-        }
-        let mut pending = std::mem::take(&mut self.pending);
-        pending.retain(|(number, index), until| {
-            let Some(open) = self.frames.get(number) else { return false };
-            let missing = open.repair[index].missing;
-            let number_sent = open.sent.get(usize::from(*index)).map(|sent| sent.number);
-            let silent = open.multicast_waiting() & !missing;
-            let heard = |target| {
-                number_sent.is_some_and(|sent| self.targets[&target].path.seen_below(open.set) > sent)
-            };
-            if now < *until && !targets_of(silent).all(heard) {
-                return true;
-            }
-            self.answer(*number, *index, now);
-            false
-        });
-        self.decide_at = pending.values().copied().min();
-        self.pending = pending;
-    }
-
-    /// Sends a piece again to all who miss it.
-    fn answer(&mut self, number: u64, index: u16, now: Time) {
-        let open = self.frames.get_mut(&number).expect("the caller has looked");
-        let repair = open.repair.get_mut(&index).expect("what is pending is missed");
-        let missing = std::mem::take(&mut repair.missing) & open.waiting;
-        let by_multicast = match self.sets[&open.set].repairs_by_unicast {
-            true => 0,
-            false => missing & !open.by_unicast & !repair.unicast,
-        };
-        let by_unicast = if by_multicast.count_ones() >= 2 && repair.rounds < MULTICAST_REPAIR_ROUNDS_MAX {
-            repair.rounds += 1;
-            repair.queued = true;
-            self.multicast_repairs.push_back((number, index));
-            missing & !by_multicast
-        } else {
-            missing
-        };
-        self.repair_over_tcp(number, index, by_unicast, now);
-    }
-
-    /// Queues a piece for each of these targets, by TCP.
-    pub(super) fn repair_over_tcp(&mut self, number: u64, index: u16, targets: TargetMask, now: Time) {
-        let Some(open) = self.frames.get_mut(&number).filter(|_| targets != 0) else { return };
-        let repair = open.repair.entry(index).or_default();
-        repair.unicast |= targets;
-        repair.unicast_queued |= targets;
-        repair.unicast_at = now;
-        for target in targets_of(targets) {
-            self.target(target).unicast_repairs.insert((number, index));
-        }
     }
 }

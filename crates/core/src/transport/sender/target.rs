@@ -41,6 +41,7 @@ pub(super) struct Target {
     pub(super) announce: Vec<FrameSpan>,
     pub(super) announce_at: Option<Time>,
     pub(super) path: PathState,
+    pub(super) takes_parity: bool,
 }
 
 impl Target {
@@ -60,6 +61,7 @@ impl Target {
             announce: Vec::new(),
             announce_at: None,
             path: PathState::default(),
+            takes_parity: false,
         }
     }
 

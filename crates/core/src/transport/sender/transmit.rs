@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::Sender;
 use super::frames::{OpenFrame, PieceSent};
 use super::relay::Delivery;
+use super::repair::MulticastRepair;
 use super::target::Target;
 use crate::time::Time;
-use crate::transport::{TRANSMIT_BYTES_MAX, TRANSMIT_PIECES_MAX, mask_of, targets_of};
+use crate::transport::{TRANSMIT_BYTES_MAX, TRANSMIT_PIECES_MAX, mask_of, parity, targets_of};
 use crate::wire::piece::{PIECE_OVERHEAD_BYTES, PieceHeader, PieceKind};
 use crate::wire::seal::Channel;
 
@@ -44,11 +45,20 @@ pub struct Transmit {
     /// By multicast: the packet number that the first of them must get; the others follow. Each multicast transmission
     /// must be sealed, in order, even if it can't be sent.
     pub number: Option<u64>,
-    body: Arc<[u8]>,
+    content: Content,
     first: u16,
     pieces: u16,
     count: u16,
     piece_bytes: usize,
+}
+
+/// Where payloads come from.
+#[derive(Clone, Debug)]
+enum Content {
+    /// The frame's body.
+    Body(Arc<[u8]>),
+    /// Parity pieces, one after the other, of a frame whose last piece has so many bytes.
+    Parity(Vec<u8>, u16),
 }
 
 impl Transmit {
@@ -65,7 +75,7 @@ impl Transmit {
             set: open.set,
             frame,
             number,
-            body: open.body.clone(),
+            content: Content::Body(open.body.clone()),
             first,
             pieces,
             count: open.count,
@@ -76,12 +86,16 @@ impl Transmit {
     /// Each piece's header, but for what sealing fills in, and its payload. All but the last payload of a frame have
     /// the same length.
     pub fn pieces(&self, session: u64) -> impl Iterator<Item = (PieceHeader, &[u8])> {
+        let (kind, vm) = match &self.content {
+            Content::Body(_) => (PieceKind::Scatter, 0),
+            Content::Parity(_, last_bytes) => (PieceKind::Parity, *last_bytes),
+        };
         (self.first..self.first + self.pieces).map(move |index| {
             let header = PieceHeader {
-                kind: PieceKind::Scatter,
+                kind,
                 set: self.set,
                 channel: Channel::MULTICAST,
-                vm: 0,
+                vm,
                 session,
                 number: 0,
                 frame: self.frame,
@@ -89,21 +103,42 @@ impl Transmit {
                 count: self.count,
                 piece_bytes: self.piece_bytes as u32,
             };
-            let start = usize::from(index) * self.piece_bytes;
-            (header, &self.body[start..self.body.len().min(start + self.piece_bytes)])
+            (header, self.payload(index))
         })
     }
 
-    /// Which pieces of the frame they are.
+    fn payload(&self, index: u16) -> &[u8] {
+        let (bytes, place) = match &self.content {
+            Content::Body(body) => (&body[..], index),
+            Content::Parity(rows, _) => (&rows[..], index - self.first),
+        };
+        let start = usize::from(place) * self.piece_bytes;
+        &bytes[start..bytes.len().min(start + self.piece_bytes)]
+    }
+
+    /// Which pieces of the frame they are, or which of its parity pieces.
     pub fn indices(&self) -> Range<u16> {
         self.first..self.first + self.pieces
     }
 
+    /// Whether they are parity pieces.
+    pub fn is_parity(&self) -> bool {
+        matches!(self.content, Content::Parity(..))
+    }
+
     /// Bytes of all of them, sealed.
     pub fn sealed_bytes(&self) -> usize {
-        let start = usize::from(self.first) * self.piece_bytes;
-        let end = (usize::from(self.first) + usize::from(self.pieces)) * self.piece_bytes;
-        end.min(self.body.len()) - start + usize::from(self.pieces) * PIECE_OVERHEAD_BYTES
+        self.payload_bytes() + usize::from(self.pieces) * PIECE_OVERHEAD_BYTES
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match &self.content {
+            Content::Body(body) => {
+                let end = (usize::from(self.first) + usize::from(self.pieces)) * self.piece_bytes;
+                end.min(body.len()) - usize::from(self.first) * self.piece_bytes
+            }
+            Content::Parity(rows, _) => rows.len(),
+        }
     }
 }
 
@@ -169,22 +204,34 @@ impl Sender {
     }
 
     fn next_multicast_repair(&mut self, now: Time) -> Option<Transmit> {
-        while let Some((number, first)) = self.multicast_repairs.pop_front() {
+        while let Some(repair) = self.multicast_repairs.pop_front() {
+            let (MulticastRepair::Piece(number, _) | MulticastRepair::Parity { frame: number, .. }) = repair;
             let Some(open) = self.frames.get(&number).filter(|open| open.multicast_waiting() != 0) else {
                 continue;
             };
-            if self.sets[&open.set].repairs_by_unicast {
-                self.repair_at_all(number, first, now);
-                continue;
-            }
             let max = self.run_pieces_max(open.piece_bytes);
-            let mut pieces = 1;
-            while pieces < max && self.multicast_repairs.front() == Some(&(number, first + pieces)) {
-                self.multicast_repairs.pop_front();
-                pieces += 1;
+            let is_over = self.sets[&open.set].repairs_by_unicast;
+            match repair {
+                MulticastRepair::Piece(_, index) if is_over => self.repair_at_all(number, index, now),
+                MulticastRepair::Parity { replaces, .. } if is_over => {
+                    replaces.into_iter().for_each(|index| self.repair_at_all(number, index, now));
+                }
+                MulticastRepair::Piece(_, first) => {
+                    let mut pieces = 1;
+                    while pieces < max
+                        && self.multicast_repairs.front()
+                            == Some(&MulticastRepair::Piece(number, first + pieces))
+                    {
+                        self.multicast_repairs.pop_front();
+                        pieces += 1;
+                    }
+                    self.counters.multicast_repairs += u64::from(pieces);
+                    return Some(self.multicast_run(now, number, first, pieces));
+                }
+                MulticastRepair::Parity { first, pieces, replaces, .. } => {
+                    return Some(self.parity_run(now, number, first, pieces, max, replaces));
+                }
             }
-            self.counters.multicast_repairs += u64::from(pieces);
-            return Some(self.multicast_run(now, number, first, pieces));
         }
         None
     }
@@ -197,13 +244,12 @@ impl Sender {
         self.repair_over_tcp(number, index, waiting, now);
     }
 
-    /// Numbers these pieces' datagrams and pays for them.
     fn multicast_run(&mut self, now: Time, number: u64, first: u16, pieces: u16) -> Transmit {
+        let transmit = self.numbered(now, number, |path, packet, open| {
+            Transmit::new(path, number, Some(packet), open, first, pieces)
+        });
         let open = self.frames.get_mut(&number).expect("the frame is open");
-        let set = self.sets.get_mut(&open.set).expect("sets are never removed");
-        let packet = set.next_number;
-        set.next_number += u64::from(pieces);
-        for (index, number) in (first..first + pieces).zip(packet..) {
+        for (index, number) in (first..first + pieces).zip(transmit.number.unwrap_or(0)..) {
             let sent = PieceSent { number, at: now };
             match open.sent.get_mut(usize::from(index)) {
                 Some(piece) => *piece = sent,
@@ -213,11 +259,67 @@ impl Sender {
                 repair.queued = false;
             }
         }
-        let overhead = PIECE_OVERHEAD_BYTES + self.config.datagram_overhead_bytes;
-        let bytes = open.payload_bytes(first, pieces) + usize::from(pieces) * overhead;
+        transmit
+    }
+
+    /// At most `max` of the parity pieces; the others are next.
+    fn parity_run(
+        &mut self,
+        now: Time,
+        number: u64,
+        first: u16,
+        pieces: u16,
+        max: u16,
+        replaces: Vec<u16>,
+    ) -> Transmit {
+        let now_pieces = pieces.min(max);
+        let transmit = self.numbered(now, number, |path, packet, open| {
+            let mut rows = Vec::with_capacity(usize::from(now_pieces) * open.piece_bytes);
+            for index in first..first + now_pieces {
+                parity::encode(&open.body, open.piece_bytes, index, &mut rows);
+            }
+            let last_bytes = open.payload_bytes(open.count - 1, 1) as u16;
+            let content = Content::Parity(rows, last_bytes);
+            Transmit { content, ..Transmit::new(path, number, Some(packet), open, first, now_pieces) }
+        });
+        self.counters.parity_pieces += u64::from(now_pieces);
+        if now_pieces < pieces {
+            self.multicast_repairs.push_front(MulticastRepair::Parity {
+                frame: number,
+                first: first + now_pieces,
+                pieces: pieces - now_pieces,
+                replaces,
+            });
+            return transmit;
+        }
+        // What they replace is lost again only where the last of them has been seen, or should have been.
+        let last = PieceSent { number: transmit.number.unwrap_or(0) + u64::from(now_pieces) - 1, at: now };
+        let open = self.frames.get_mut(&number).expect("the frame is open");
+        for index in replaces {
+            open.sent[usize::from(index)] = last;
+            if let Some(repair) = open.repair.get_mut(&index) {
+                repair.queued = false;
+            }
+        }
+        transmit
+    }
+
+    /// Numbers the datagrams of a multicast transmission and pays for them.
+    fn numbered(
+        &mut self,
+        now: Time,
+        number: u64,
+        make: impl FnOnce(Path, u64, &OpenFrame) -> Transmit,
+    ) -> Transmit {
+        let open = self.frames.get_mut(&number).expect("the frame is open");
+        let set = self.sets.get_mut(&open.set).expect("sets are never removed");
+        let transmit = make(Path::Multicast { set: open.set }, set.next_number, open);
+        let pieces = usize::from(transmit.pieces);
+        set.next_number += pieces as u64;
+        let bytes = transmit.sealed_bytes() + pieces * self.config.datagram_overhead_bytes;
         self.bucket.take(bytes);
         self.history.sent(now, open.set, set.next_number, bytes);
-        Transmit::new(Path::Multicast { set: open.set }, number, Some(packet), open, first, pieces)
+        transmit
     }
 
     /// Asks the targets in turn.

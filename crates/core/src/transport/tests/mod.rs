@@ -40,6 +40,9 @@ fn everything_arrives_under_loss_reordering_and_duplication() {
         world.add_set(1, &[0, 1, 2], true);
         world.add_set(2, &[0, 2], true);
         world.add_set(3, &[1], false);
+        if seed % 2 == 1 {
+            world.with_parity();
+        }
         println!("seed {seed}");
         world.scatter(&[1, 2, 1, 3], 60, 70_000, 20 * SECOND);
         world.check_arrival();
@@ -48,8 +51,13 @@ fn everything_arrives_under_loss_reordering_and_duplication() {
 
 #[test]
 fn frames_of_one_piece_and_frames_of_two_hundred() {
-    for (frames, bytes) in [(400, 900), (8, 300_000)] {
+    for (frames, bytes, with_parity) in
+        [(400, 900, false), (8, 300_000, false), (400, 900, true), (8, 300_000, true), (3, 600_000, true)]
+    {
         let mut world = World::new(5, 3, Net::default(), megabytes(50));
+        if with_parity {
+            world.with_parity();
+        }
         world.hosts.iter_mut().for_each(|host| host.loss = 0.05);
         world.add_set(1, &[0, 1, 2], true);
         world.scatter(&[1], frames, bytes, 10 * SECOND);
@@ -78,6 +86,40 @@ fn repair_costs_what_was_lost() {
         // A piece that two miss is sent once for both.
         assert!(repairs < lost || loss < 0.02);
     }
+}
+
+/// Those who miss different pieces are served at once: what is sent again comes near to what the one misses that misses most.
+#[test]
+fn parity_serves_different_losses_at_once() {
+    for (loss, share) in [(0.01, 0.8), (0.05, 0.62), (0.15, 0.58)] {
+        let repairs = [false, true].map(|with_parity| {
+            let mut world = World::new(9, 3, Net::default(), megabytes(50));
+            world.hosts.iter_mut().for_each(|host| host.loss = loss);
+            world.add_set(1, &[0, 1, 2], true);
+            if with_parity {
+                world.with_parity();
+            }
+            world.scatter(&[1], 300, 120_000, 20 * SECOND);
+            world.check_arrival();
+            println!("loss {loss}: {} {:?}", world.now.0, world.sender.counters());
+            world.repairs()
+        });
+        let [without, with] = repairs.map(|repairs| repairs as f64);
+        println!("{}", with / without);
+        assert!(with < share * without, "{with} instead of {without} at {loss}");
+    }
+}
+
+#[test]
+fn parity_is_sent_only_where_all_of_a_set_can_use_it() {
+    let mut world = World::new(9, 3, Net::default(), megabytes(50));
+    world.hosts.iter_mut().for_each(|host| host.loss = 0.05);
+    world.add_set(1, &[0, 1, 2], true);
+    world.sender.takes_parity(0);
+    world.sender.takes_parity(1);
+    world.scatter(&[1], 50, 60_000, 20 * SECOND);
+    world.check_arrival();
+    assert_eq!(world.sender.counters().parity_pieces, 0);
 }
 
 #[test]

@@ -219,6 +219,11 @@ impl World {
         }
     }
 
+    /// All hosts can use parity.
+    pub(super) fn with_parity(&mut self) {
+        (0..self.hosts.len() as u16).for_each(|target| self.sender.takes_parity(target));
+    }
+
     pub(super) fn add_set(&mut self, set: u16, members: &[u16], multicast: bool) {
         self.sender.add_set(set, members, multicast);
         self.members.insert(set, members.to_vec());
@@ -332,7 +337,9 @@ impl World {
                 let whole = self.net.lose_whole.then(|| self.who_loses());
                 for (piece, index) in pieces.into_iter().zip(transmit.indices()) {
                     let losers = whole.clone().unwrap_or_else(|| self.who_loses());
-                    *self.multicast.entry((transmit.frame, index)).or_default() += 1;
+                    if !transmit.is_parity() {
+                        *self.multicast.entry((transmit.frame, index)).or_default() += 1;
+                    }
                     self.multicast_datagram(*set, &piece, &losers);
                 }
             }
@@ -488,6 +495,6 @@ impl World {
     /// Pieces that left, first times and repairs alike, by either path.
     pub(super) fn repairs(&self) -> u64 {
         let counters = self.sender.counters();
-        counters.multicast_repairs + counters.unicast_repairs
+        counters.multicast_repairs + counters.parity_pieces + counters.unicast_repairs
     }
 }

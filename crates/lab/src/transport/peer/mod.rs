@@ -40,6 +40,8 @@ pub struct Task {
     pub body_bytes: usize,
     /// Bytes a second on the link; `None`: congestion control.
     pub bandwidth: Option<u64>,
+    /// Losses may be answered by parity.
+    pub parity: bool,
     /// MTU of the links.
     pub mtu: usize,
 }
@@ -82,6 +84,8 @@ pub struct SourceResult {
     pub first_pieces: u64,
     /// Pieces by multicast again.
     pub multicast_repairs: u64,
+    /// Parity pieces.
+    pub parity_pieces: u64,
     /// Pieces over TCP, of frames that went that way from the start.
     pub unicast_pieces: u64,
     /// Pieces repaired over TCP.
@@ -100,7 +104,7 @@ impl SourceResult {
 
     /// Pieces sent again, as such a share.
     pub(super) fn sent_again(&self) -> f64 {
-        self.share(self.multicast_repairs + self.unicast_repairs)
+        self.share(self.multicast_repairs + self.parity_pieces + self.unicast_repairs)
     }
 }
 

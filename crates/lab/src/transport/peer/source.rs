@@ -89,7 +89,12 @@ pub(super) fn run(task: &Task) -> Result<SourceResult> {
     let mut sender = Sender::new(config, Time::ZERO);
     outlet.add_set(SET, &task.key(SET), &members, Some(task.group));
     sender.add_set(SET, &members, true);
-    members.iter().for_each(|target| sender.add_set(own_set(*target), &[*target], false));
+    for target in &members {
+        sender.add_set(own_set(*target), &[*target], false);
+        if task.parity {
+            sender.takes_parity(*target);
+        }
+    }
     let source = Source {
         task,
         start: Instant::now(),
@@ -156,6 +161,7 @@ impl Source<'_> {
             cpu_seconds: cpu_seconds()? - cpu,
             first_pieces: counters.multicast_pieces,
             multicast_repairs: counters.multicast_repairs,
+            parity_pieces: counters.parity_pieces,
             unicast_pieces: counters.unicast_pieces,
             unicast_repairs: counters.unicast_repairs,
             losses: counters.losses,

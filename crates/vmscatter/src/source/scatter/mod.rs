@@ -44,6 +44,8 @@ pub(super) struct Setup {
     /// By which way multicast leaves.
     pub(super) out: WayOut,
     pub(super) bandwidth: Option<u64>,
+    /// Losses may be answered by parity, at targets that can use it.
+    pub(super) parity: bool,
     /// What the link is taken to carry until it has been measured.
     pub(super) assumed_bytes_per_s: f64,
     pub(super) events: UnboundedSender<Event>,

@@ -111,8 +111,11 @@ impl Work {
             self.sender.add_set(link.number, &members, link.group.is_some());
             self.frames.add(link.number, plan.frames(contents), link.group.is_some());
         }
-        for target in 0..self.setup.links.len() as u16 {
+        for (target, link) in (0..).zip(&self.setup.links) {
             self.sender.add_set(target, &[target], false);
+            if self.setup.parity && link.takes_parity() {
+                self.sender.takes_parity(target);
+            }
         }
         for plan in schedule.singles() {
             let Some(target) = plan.set.members().next() else { continue };
@@ -424,7 +427,9 @@ impl Work {
         }
         let mut outcome = self.shared.outcome();
         // A frame's last piece is shorter; no account is kept of which pieces were repaired.
-        outcome.repair_bytes = self.sender.counters().multicast_repairs * self.datagram_bytes as u64;
+        let counters = self.sender.counters();
+        let repairs = counters.multicast_repairs + counters.parity_pieces;
+        outcome.repair_bytes = repairs * self.datagram_bytes as u64;
         (outcome.joins, outcome.leaves) = self.addresses.changes();
     }
 }
