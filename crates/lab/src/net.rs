@@ -9,7 +9,7 @@
 //! a qdisc counts what a real link would carry.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -97,6 +97,13 @@ pub struct Link {
     port: String,
 }
 
+impl Link {
+    /// Its address in fd77::/64, once it has one.
+    pub fn address_v6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, self.address.octets()[3].into())
+    }
+}
+
 /// The switch and the links to it.
 #[derive(Debug)]
 pub struct Network {
@@ -140,6 +147,17 @@ impl Network {
         self.shape(host, "eth0")?;
         self.shape(switch, &port)?;
         Ok(Link { namespace, address, port })
+    }
+
+    /// Gives `link` an address of IPv6 too, which the lab's hosts have none of as a rule, and lets the switch ask for groups of it.
+    pub fn add_ipv6(&self, link: &Link) -> Result<()> {
+        for (namespace, device) in [(&link.namespace, "eth0"), (&self.switch, "br0")] {
+            let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+            namespace.inside(|| std::fs::write(&path, "0"))?.context(path)?;
+        }
+        // Nobody else has it: it need not be asked for.
+        let (host, address) = (link.namespace.name(), format!("{}/64", link.address_v6()));
+        run("ip", &["-n", host, "addr", "add", &address, "dev", "eth0", "nodad"])
     }
 
     fn shape(&self, namespace: &str, device: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,6 +107,8 @@ pub struct Agents {
     rekey_mib: Option<u64>,
     /// No guest's target is given: vmscatter chooses.
     pub(crate) unpinned: bool,
+    /// Targets are reached over IPv6.
+    pub(crate) over_ipv6: bool,
     /// Options for `migrate` besides.
     pub(crate) options: Vec<String>,
 }
@@ -130,6 +133,7 @@ impl Agents {
             children: Vec::new(),
             rekey_mib: settings.rekey_mib,
             unpinned: false,
+            over_ipv6: false,
             options: Vec::new(),
         };
         let keys = agents.directory.join("keys");
@@ -199,7 +203,7 @@ impl Agents {
         let file = |name: &str, extension: &str| keys.join(format!("{name}.{extension}"));
         let config = AgentConfig {
             name: &host.name,
-            listen: format!("{}:{PORT}", host.link.address),
+            listen: format!("[::]:{PORT}"),
             socket: socket(host),
             state_dir: host.run_dir.join("state"),
             run_dir: &host.run_dir,
@@ -348,7 +352,9 @@ impl Agents {
         let mut command = Command::new(&self.program);
         command.arg(what).arg("--agent").arg(socket(&session.lab.source));
         for host in &session.lab.targets[..settings.hosts] {
-            command.arg("--to").arg(format!("{}={}:{PORT}", host.name, host.link.address));
+            let addr: IpAddr =
+                if self.over_ipv6 { host.link.address_v6().into() } else { host.link.address.into() };
+            command.arg("--to").arg(format!("{}={}", host.name, SocketAddr::new(addr, PORT)));
         }
         for index in guests.iter().copied() {
             let guest = &session.guests[index];

@@ -53,7 +53,7 @@ pub(super) struct Running {
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
     /// What it wrote to standard output.
-    summary: String,
+    pub(super) summary: String,
     pub(super) stderr: String,
     /// The guests' QEMUs at their targets, as far as there ever were any.
     pub(super) twins: Vec<Option<Qemu>>,

@@ -29,6 +29,8 @@ pub enum Scenario {
     Paused,
     /// Targets lose one UDP packet in a hundred.
     Loss,
+    /// Targets are reached over IPv6, by `doctor` and then by guests.
+    Ipv6,
     /// Multicast does not reach one target.
     NoMulticast,
     /// Multicast reaches one target only as long as it is short.
@@ -71,9 +73,10 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Paused,
         Self::Loss,
+        Self::Ipv6,
         Self::NoMulticast,
         Self::NoLongMulticast,
         Self::NoMulticastAtAll,
@@ -103,6 +106,7 @@ impl Scenario {
         match self {
             Self::Paused => "paused",
             Self::Loss => "loss",
+            Self::Ipv6 => "ipv6",
             Self::NoMulticast => "no-multicast",
             Self::NoLongMulticast => "no-long-multicast",
             Self::NoMulticastAtAll => "no-multicast-at-all",
@@ -133,6 +137,7 @@ impl Scenario {
         match self {
             Self::Paused => scenarios::paused(bench),
             Self::Loss => scenarios::loss(bench),
+            Self::Ipv6 => scenarios::ipv6(bench),
             Self::NoMulticast => scenarios::no_multicast(bench),
             Self::NoLongMulticast => scenarios::no_long_multicast(bench),
             Self::NoMulticastAtAll => scenarios::no_multicast_at_all(bench),

@@ -68,6 +68,21 @@ const DEAF: &str = "table netdev lab { chain multicast { type filter hook ingres
 const SHORT_ONLY: &str = "table netdev lab { chain multicast { type filter hook ingress device eth0 priority 0; \
      ip daddr 224.0.0.0/4 udp length > 1300 drop; }; }";
 
+pub(super) fn ipv6(bench: &mut Bench<'_>) -> Result<()> {
+    bench.session.lab.hosts().try_for_each(|host| bench.session.lab.network.add_ipv6(&host.link))?;
+    bench.agents.over_ipv6 = true;
+    let (_, checks) = bench.doctor()?;
+    let is_wrong = |[_, what, verdict]: &&[String; 3]| verdict != "good" && what != "MLD querier";
+    let wrong: Vec<_> = checks.iter().filter(is_wrong).collect();
+    ensure!(checks.iter().any(|[_, what, _]| what == "MLD querier") && wrong.is_empty(), "{wrong:?}");
+    let ended = bench.migrate(&["--transport", "multicast"])?.end(QUICK)?;
+    ensure!(!ended.stderr.contains("not reach"), "{}", ended.stderr.trim());
+    let scatter = ended.summary.lines().find(|line| line.contains("multicast ")).unwrap_or_default();
+    println!("  {}", scatter.trim());
+    ensure!(!scatter.is_empty() && !scatter.contains("multicast 0 "), "{}", ended.summary.trim());
+    all_moved(bench, &ended)
+}
+
 pub(super) fn no_multicast(bench: &mut Bench<'_>) -> Result<()> {
     multicast_fails(bench, DEAF)
 }

@@ -24,6 +24,7 @@
 //! [multicast]
 //! interface = "eth1"                  # default: the one that has the control connection's address
 //! prefix = "239.255.0.0/16"
+//! prefix_ipv6 = "ff15::/32"           # where hosts reach each other over IPv6
 //! source_specific = true
 //! ttl = 1                             # routers that datagrams pass, and one
 //! parity = true                       # where targets miss different pieces, one that replaces any
@@ -40,7 +41,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -120,8 +121,10 @@ pub struct MemoryConfig {
 pub struct MulticastConfig {
     /// The interface; `None`: the one that has the control connection's address.
     pub interface: Option<String>,
-    /// Groups are drawn from here.
+    /// Groups are drawn from here where hosts reach each other over IPv4.
     pub prefix: MulticastPrefix,
+    /// The same for IPv6.
+    pub prefix_ipv6: MulticastPrefix,
     /// Groups are joined for the source's address only.
     pub source_specific: bool,
     /// Time to live of datagrams: 1 keeps them on the link.
@@ -130,32 +133,63 @@ pub struct MulticastConfig {
     pub parity: bool,
 }
 
-/// A range of IPv4 multicast groups.
+impl MulticastConfig {
+    /// From where the groups of a session are drawn whose control connections have the address `local` here.
+    pub fn prefix_for(&self, local: IpAddr) -> &MulticastPrefix {
+        if local.to_canonical().is_ipv6() { &self.prefix_ipv6 } else { &self.prefix }
+    }
+}
+
+/// A range of multicast groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MulticastPrefix {
     /// The first address.
-    pub base: Ipv4Addr,
-    /// Leading bits that all groups share, 4 to 28.
+    pub base: IpAddr,
+    /// Leading bits that all groups share: 4 to 28 of IPv4, 16 to 124 of IPv6.
     pub bits: u8,
 }
 
 impl MulticastPrefix {
-    /// Parses `239.255.0.0/16`.
+    /// Parses `239.255.0.0/16` or, `ipv6`, `ff15::/32`.
     ///
     /// # Errors
     /// What is wrong, in a few words.
-    pub fn parse(text: &str) -> Result<MulticastPrefix, String> {
-        let form = || format!("'{text}' is no range of addresses such as 239.255.0.0/16");
+    pub fn parse(text: &str, ipv6: bool) -> Result<MulticastPrefix, String> {
+        let (example, all, lengths) = match ipv6 {
+            false => ("239.255.0.0/16", "224.0.0.0/4", 4..=28),
+            true => ("ff15::/32", "ff00::/8", 16..=124),
+        };
+        let form = || format!("'{text}' is no range of addresses such as {example}");
         let (base, bits) = text.split_once('/').ok_or_else(form)?;
-        let base: Ipv4Addr = base.parse().map_err(|_| form())?;
+        let base: IpAddr = base.parse().map_err(|_| form())?;
         let bits: u8 = bits.parse().map_err(|_| form())?;
-        if !base.is_multicast() || !(4..=28).contains(&bits) {
-            return Err(format!("'{text}' is not within 224.0.0.0/4, or smaller than 16 groups"));
+        if base.is_ipv6() != ipv6 || !base.is_multicast() || !lengths.contains(&bits) {
+            return Err(format!("'{text}' is not within {all}, or smaller than 16 groups"));
         }
-        if base.to_bits() & (u32::MAX >> bits) != 0 {
+        let prefix = MulticastPrefix { base, bits };
+        let first = match base {
+            IpAddr::V4(base) => base.to_bits().into(),
+            IpAddr::V6(base) => base.to_bits(),
+        };
+        if first & (prefix.groups() - 1) != 0 {
             return Err(format!("'{text}' has bits set behind its prefix"));
         }
-        Ok(MulticastPrefix { base, bits })
+        Ok(prefix)
+    }
+
+    /// How many groups it has.
+    pub fn groups(&self) -> u128 {
+        let all = if self.base.is_ipv6() { u128::BITS } else { u32::BITS };
+        1 << (all - u32::from(self.bits))
+    }
+
+    /// The group whose place in the range is what `number` has behind the prefix.
+    pub fn group(&self, number: u128) -> IpAddr {
+        let place = number & (self.groups() - 1);
+        match self.base {
+            IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() | place as u32).into(),
+            IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() | place).into(),
+        }
     }
 }
 
@@ -212,6 +246,7 @@ struct RawMemory {
 struct RawMulticast {
     interface: Option<String>,
     prefix: Option<String>,
+    prefix_ipv6: Option<String>,
     source_specific: Option<bool>,
     ttl: Option<u8>,
     parity: Option<bool>,
@@ -355,8 +390,10 @@ fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String
     if let Some(name) = &raw.interface {
         check_interface(name).map_err(|detail| ("multicast.interface", detail))?;
     }
-    let prefix = MulticastPrefix::parse(raw.prefix.as_deref().unwrap_or("239.255.0.0/16"))
+    let prefix = MulticastPrefix::parse(raw.prefix.as_deref().unwrap_or("239.255.0.0/16"), false)
         .map_err(|detail| ("multicast.prefix", detail))?;
+    let prefix_ipv6 = MulticastPrefix::parse(raw.prefix_ipv6.as_deref().unwrap_or("ff15::/32"), true)
+        .map_err(|detail| ("multicast.prefix_ipv6", detail))?;
     let ttl = raw.ttl.unwrap_or(1);
     if ttl == 0 {
         return Err(("multicast.ttl", "must be 1 to 255".to_owned()));
@@ -364,6 +401,7 @@ fn multicast(raw: RawMulticast) -> Result<MulticastConfig, (&'static str, String
     Ok(MulticastConfig {
         interface: raw.interface,
         prefix,
+        prefix_ipv6,
         source_specific: raw.source_specific.unwrap_or(true),
         ttl,
         parity: raw.parity.unwrap_or(true),
@@ -425,12 +463,27 @@ mod tests {
         assert_eq!(config.memory.reserve_bytes, MEMORY_RESERVE_MIB_DEFAULT << 20);
         assert_eq!(
             config.multicast.prefix,
-            MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 }
+            MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0).into(), bits: 16 }
         );
         assert!(config.multicast.source_specific && config.multicast.parity && config.multicast.ttl == 1);
         assert_eq!(config.fleet_key, None);
         let config = parse(&GOOD.replace("[qemu]", "[fingerprints]\nkey = 'fleet.key'\n[qemu]")).unwrap();
         assert_eq!(config.fleet_key.as_deref(), Some(Path::new("/etc/v/fleet.key")));
+    }
+
+    #[test]
+    fn groups_of_a_prefix() {
+        let prefix = MulticastPrefix::parse("239.255.0.0/16", false).unwrap();
+        assert_eq!(prefix.groups(), 65_536);
+        assert_eq!(prefix.group(u128::MAX), Ipv4Addr::new(239, 255, 255, 255));
+        let prefix = MulticastPrefix::parse("ff15:1::/124", true).unwrap();
+        assert_eq!(prefix.groups(), 16);
+        assert_eq!(prefix.group(0x123), "ff15:1::3".parse::<IpAddr>().unwrap());
+        let config = parse(GOOD).unwrap().multicast;
+        assert_eq!(config.prefix_for("fd00::1".parse().unwrap()), &config.prefix_ipv6);
+        assert_eq!(config.prefix_for("::ffff:10.0.0.1".parse().unwrap()), &config.prefix);
+        let groups: Vec<u128> = (0..100).map(|_| u128::from_be_bytes(crate::random::random())).collect();
+        assert!(groups.iter().all(|number| config.prefix_ipv6.group(*number).is_multicast()));
     }
 
     #[test]
@@ -455,6 +508,11 @@ mod tests {
             ("[qemu]", "[multicast]\nprefix = '10.0.0.0/8'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\nprefix = '239.255.0.1/16'\n[qemu]", "multicast.prefix: "),
             ("[qemu]", "[multicast]\nprefix = '239.255.0.0/33'\n[qemu]", "multicast.prefix: "),
+            ("[qemu]", "[multicast]\nprefix = 'ff15::/32'\n[qemu]", "multicast.prefix: "),
+            ("[qemu]", "[multicast]\nprefix_ipv6 = '239.255.0.0/16'\n[qemu]", "multicast.prefix_ipv6: "),
+            ("[qemu]", "[multicast]\nprefix_ipv6 = 'fd00::/32'\n[qemu]", "multicast.prefix_ipv6: "),
+            ("[qemu]", "[multicast]\nprefix_ipv6 = 'ff15::1/112'\n[qemu]", "multicast.prefix_ipv6: "),
+            ("[qemu]", "[multicast]\nprefix_ipv6 = 'ff15::/125'\n[qemu]", "multicast.prefix_ipv6: "),
             ("[qemu]", "[multicast]\ninterface = 'a/b'\n[qemu]", "multicast.interface: "),
             ("[qemu]", "[multicast]\nttl = 0\n[qemu]", "multicast.ttl: "),
             ("[qemu]", "[fingerprints]\n[qemu]", "missing field `key`"),

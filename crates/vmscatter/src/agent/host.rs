@@ -17,7 +17,7 @@ pub struct Interface {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its first IPv4 address, which multicast is sent from.
+    /// Its first IPv4 address, by which IPv4 multicast finds it.
     pub ipv4: Option<Ipv4Addr>,
     /// Its MTU in bytes.
     pub mtu: u32,
@@ -32,7 +32,7 @@ pub enum HostError {
     /// No interface has that address.
     #[error("no interface has the address {0}")]
     NoAddress(IpAddr),
-    /// Multicast is IPv4's, and the interface has no address of it.
+    /// Hosts reach each other over IPv4, and the interface for multicast has no address of it.
     #[error("the interface '{0}' has no IPv4 address for multicast")]
     NoIpv4(String),
     /// The kernel's answer to a question that should succeed.

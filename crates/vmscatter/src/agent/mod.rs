@@ -126,11 +126,13 @@ impl AgentContext {
     /// connections have the local address `addr`.
     ///
     /// # Errors
-    /// There is no such interface, or it has no IPv4 address.
+    /// There is no such interface, or it has no IPv4 address where that is spoken.
     pub fn way_out(&self, name: Option<&str>, addr: SocketAddr) -> Result<WayOut, HostError> {
         let interface = name.map_or_else(|| self.interface(addr), Interface::named)?;
-        let ipv4 = interface.ipv4.ok_or(HostError::NoIpv4(interface.name))?;
-        Ok(WayOut { interface: Some(ipv4), ttl: self.config.multicast.ttl })
+        if addr.ip().to_canonical().is_ipv4() && interface.ipv4.is_none() {
+            return Err(HostError::NoIpv4(interface.name));
+        }
+        Ok(WayOut { interface: Some(interface), ttl: self.config.multicast.ttl })
     }
 
     /// What `vmscatter status` shows.

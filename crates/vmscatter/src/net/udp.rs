@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,12 +15,11 @@ use crossbeam_channel::Sender;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, sendmsg,
-    setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+    sendmsg, setsockopt, sockopt,
 };
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
 
-use crate::agent::config::MulticastConfig;
 use crate::agent::host::Interface;
 
 /// One datagram, or what GRO makes of several.
@@ -69,29 +68,29 @@ impl PieceBatch {
     }
 }
 
-fn only_v4(what: IpAddr) -> io::Result<Ipv4Addr> {
-    match what.to_canonical() {
-        IpAddr::V4(addr) => Ok(addr),
-        IpAddr::V6(_) => {
-            Err(io::Error::new(io::ErrorKind::Unsupported, "multicast over IPv6 is not spoken yet"))
-        }
-    }
+/// Bytes of the headers of UDP and IP, to or from `local`.
+fn header_bytes(local: IpAddr) -> usize {
+    if local.to_canonical().is_ipv6() { 48 } else { 28 }
 }
 
 /// Bytes of a datagram behind the UDP header that an interface of this MTU carries whole to or from `local`; an MTU below
 /// 1280 counts as that.
 pub fn datagram_bytes(mtu: u32, local: IpAddr) -> usize {
-    let headers = if local.is_ipv6() { 48 } else { 28 };
     // A packet's length has 16 bits, whatever an interface says (loopback: 65536).
-    mtu.clamp(1280, u32::from(u16::MAX)) as usize - headers
+    mtu.clamp(1280, u32::from(u16::MAX)) as usize - header_bytes(local)
+}
+
+/// What an Ethernet link adds to a datagram to or from `local`: the headers of UDP, IP and Ethernet, in bytes.
+pub fn datagram_overhead_bytes(local: IpAddr) -> usize {
+    header_bytes(local) + 14
 }
 
 /// By which way datagrams leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WayOut {
-    /// An address of the interface; `None`: that which has the address from which they are sent.
-    pub interface: Option<Ipv4Addr>,
-    /// Time to live: 1 keeps them on the link.
+    /// The interface; `None`: that which has the address from which they are sent.
+    pub interface: Option<Interface>,
+    /// Time to live, or hop limit: 1 keeps them on the link.
     pub ttl: u8,
 }
 
@@ -112,14 +111,28 @@ impl MulticastSender {
     /// A socket that sends from `local`, not to this host; datagrams leave as `out` says.
     ///
     /// # Errors
-    /// Those of the socket, and for IPv6, which is not spoken yet.
+    /// Those of the socket.
     pub fn bind(local: IpAddr, out: WayOut) -> io::Result<MulticastSender> {
-        let local = only_v4(local)?;
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.bind(&SocketAddrV4::new(local, 0).into())?;
-        socket.set_multicast_if_v4(&out.interface.unwrap_or(local))?;
-        socket.set_multicast_ttl_v4(out.ttl.into())?;
-        socket.set_multicast_loop_v4(false)?;
+        let local = local.to_canonical();
+        let socket = open_socket(local)?;
+        socket.bind(&SocketAddr::new(local, 0).into())?;
+        match local {
+            IpAddr::V4(local) => {
+                let interface = out.interface.and_then(|interface| interface.ipv4);
+                socket.set_multicast_if_v4(&interface.unwrap_or(local))?;
+                socket.set_multicast_ttl_v4(out.ttl.into())?;
+                socket.set_multicast_loop_v4(false)?;
+            }
+            IpAddr::V6(_) => {
+                let interface = match out.interface {
+                    Some(interface) => interface,
+                    None => Interface::with_address(local).map_err(io::Error::other)?,
+                };
+                socket.set_multicast_if_v6(interface.index)?;
+                socket.set_multicast_hops_v6(out.ttl.into())?;
+                socket.set_multicast_loop_v6(false)?;
+            }
+        }
         Ok(MulticastSender { socket, offload: true })
     }
 
@@ -128,8 +141,7 @@ impl MulticastSender {
     /// # Errors
     /// Those of the socket; some datagrams may have left.
     pub fn send(&mut self, group: SocketAddr, bytes: &[u8], segment: usize) -> io::Result<()> {
-        let SocketAddr::V4(group) = group else { return only_v4(group.ip()).map(drop) };
-        let group = SockaddrIn::from(group);
+        let group = SockaddrStorage::from(group);
         let segment = segment.clamp(1, BURST_BYTES_MAX);
         for burst in bytes.chunks(segment * SEGMENTS_MAX.min(BURST_BYTES_MAX / segment)) {
             if self.offload && burst.len() > segment {
@@ -155,7 +167,7 @@ impl MulticastSender {
         self.offload
     }
 
-    fn send_offloaded(&self, group: &SockaddrIn, bytes: &[u8], segment: usize) -> nix::Result<()> {
+    fn send_offloaded(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<()> {
         let segment = segment as u16;
         let control = [ControlMessage::UdpGsoSegments(&segment)];
         let slices = [IoSlice::new(bytes)];
@@ -163,7 +175,7 @@ impl MulticastSender {
             .map(drop)
     }
 
-    fn send_each(&self, group: &SockaddrIn, bytes: &[u8], segment: usize) -> nix::Result<()> {
+    fn send_each(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<()> {
         let slices: Vec<[IoSlice<'_>; 1]> =
             bytes.chunks(segment).map(|datagram| [IoSlice::new(datagram)]).collect();
         let to = [Some(*group); DATAGRAMS_MAX];
@@ -180,6 +192,11 @@ impl MulticastSender {
         }
         Ok(())
     }
+}
+
+fn open_socket(family: IpAddr) -> io::Result<Socket> {
+    let domain = if family.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+    Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))
 }
 
 /// Again when a signal came between.
@@ -211,7 +228,7 @@ impl GroupReceivers {
     /// `batches`; while that is full its thread waits, and the kernel drops.
     ///
     /// # Errors
-    /// Those of the socket, and for IPv6, which is not spoken yet.
+    /// Those of the socket.
     pub fn join(
         &mut self,
         group: SocketAddr,
@@ -219,12 +236,11 @@ impl GroupReceivers {
         interface: &Interface,
         batches: &Sender<PieceBatch>,
     ) -> io::Result<()> {
-        let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
         if let Some(socket) = self.sockets.get(&group) {
-            return join(socket, addr, source, interface);
+            return join(socket, group.ip(), source, interface);
         }
-        let socket = Arc::new(open(SocketAddrV4::new(addr, group.port()))?);
-        join(&socket, addr, source, interface)?;
+        let socket = Arc::new(open(group, interface)?);
+        join(&socket, group.ip(), source, interface)?;
         let mut receiver = GroupReceiver {
             socket: socket.clone(),
             buffer: vec![0; RECEIVES_MAX * RECEIVE_BYTES],
@@ -248,15 +264,19 @@ impl GroupReceivers {
         source: Option<IpAddr>,
         interface: &Interface,
     ) -> io::Result<()> {
-        let (addr, source) = (only_v4(group.ip())?, source.map(only_v4).transpose()?);
         let Some(socket) = self.sockets.get(&group) else { return Ok(()) };
         // As it was joined: for the source, or else for any.
-        if let Some((source, own)) = source.zip(interface.ipv4)
-            && socket.leave_ssm_v4(&source, &addr, &own).is_ok()
+        if let Some(source) = source
+            && change_source(socket, libc::MCAST_LEAVE_SOURCE_GROUP, group.ip(), source, interface).is_ok()
         {
             return Ok(());
         }
-        socket.leave_multicast_v4_n(&addr, &InterfaceIndexOrAddress::Index(interface.index))
+        match group.ip() {
+            IpAddr::V4(group) => {
+                socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(interface.index))
+            }
+            IpAddr::V6(group) => socket.leave_multicast_v6(&group, interface.index),
+        }
     }
 
     /// Datagrams that the kernel dropped since the sockets' buffers were full, over all groups.
@@ -290,14 +310,25 @@ pub fn receive_buffer_bytes() -> io::Result<u64> {
     Ok(socket.recv_buffer_size()? as u64 / 2)
 }
 
-/// A socket that receives what is sent to `group`, once it is joined.
-fn open(group: SocketAddrV4) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+/// A socket that receives what is sent to `group`, once it is joined on `interface`.
+fn open(group: SocketAddr, interface: &Interface) -> io::Result<Socket> {
+    let socket = open_socket(group.ip())?;
     socket.set_reuse_address(true)?;
     // Bound to the group, so that nothing else that comes to this port is read; and while it is not joined here, what
     // others on this host have joined is not ours.
-    socket.bind(&group.into())?;
-    socket.set_multicast_all_v4(false)?;
+    match group {
+        SocketAddr::V4(group) => {
+            socket.bind(&group.into())?;
+            socket.set_multicast_all_v4(false)?;
+        }
+        SocketAddr::V6(group) => {
+            // Of a group of the link alone it must be told which link.
+            let group = SocketAddrV6::new(*group.ip(), group.port(), 0, interface.index);
+            socket.set_only_v6(true)?;
+            socket.bind(&group.into())?;
+            socket.set_multicast_all_v6(false)?;
+        }
+    }
     // Each of these is an improvement that a kernel may lack.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
@@ -308,14 +339,53 @@ fn open(group: SocketAddrV4) -> io::Result<Socket> {
 
 /// For one source only, which also holds off others on the same group; where the kernel does not have that for this
 /// group, for any.
-fn join(socket: &Socket, group: Ipv4Addr, source: Option<Ipv4Addr>, interface: &Interface) -> io::Result<()> {
-    if let Some((source, own)) = source.zip(interface.ipv4) {
-        match socket.join_ssm_v4(&source, &group, &own) {
+fn join(socket: &Socket, group: IpAddr, source: Option<IpAddr>, interface: &Interface) -> io::Result<()> {
+    if let Some(source) = source {
+        match change_source(socket, libc::MCAST_JOIN_SOURCE_GROUP, group, source, interface) {
             Ok(()) => return Ok(()),
             Err(error) => tracing::debug!(%group, "joined for any source, not only {source}: {error}"),
         }
     }
-    socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(interface.index))
+    match group {
+        IpAddr::V4(group) => {
+            socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(interface.index))
+        }
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, interface.index),
+    }
+}
+
+/// Joins or leaves a group for one source (RFC 3678, section 5.1), as `option` says.
+fn change_source(
+    socket: &Socket,
+    option: libc::c_int,
+    group: IpAddr,
+    source: IpAddr,
+    interface: &Interface,
+) -> io::Result<()> {
+    let level = if group.is_ipv6() { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
+    let request = libc::group_source_req {
+        gsr_interface: interface.index,
+        gsr_group: storage(group),
+        gsr_source: storage(source.to_canonical()),
+    };
+    // SAFETY: the option's value is a group_source_req that lives on, and its length is given (ip(7), ipv6(7)).
+    let result = unsafe {
+        let (value, len) = ((&raw const request).cast(), size_of_val(&request) as libc::socklen_t);
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn storage(addr: IpAddr) -> libc::sockaddr_storage {
+    let addr = SockAddr::from(SocketAddr::new(addr, 0));
+    // SAFETY: sockaddr_storage is plain bytes, for which all zeros is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let len = (addr.len() as usize).min(size_of_val(&storage));
+    // SAFETY: both are at least `len` bytes long, and neither is part of the other.
+    unsafe {
+        std::ptr::copy_nonoverlapping(addr.as_ptr().cast::<u8>(), (&raw mut storage).cast::<u8>(), len);
+    }
+    storage
 }
 
 /// One group's socket, on its thread.
@@ -378,46 +448,49 @@ impl GroupReceiver {
     }
 }
 
-/// A group for a target set, random so that two sources that drain to one target never meet.
-pub fn random_group(config: &MulticastConfig) -> IpAddr {
-    let prefix = config.prefix;
-    let host = u32::from_be_bytes(crate::random::random()) & (u32::MAX >> prefix.bits);
-    IpAddr::V4(Ipv4Addr::from_bits(prefix.base.to_bits() | host))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use crossbeam_channel::{Receiver, bounded};
 
     use super::*;
-    use crate::agent::config::MulticastPrefix;
 
     const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const LOCALHOST_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
     #[test]
     fn datagrams_leave_as_they_are_told() {
-        let out = WayOut { interface: Some(Ipv4Addr::LOCALHOST), ttl: 7 };
-        let sender = MulticastSender::bind(LOCALHOST, out).unwrap();
+        let lo = Interface::with_address(LOCALHOST).unwrap();
+        let out = WayOut { interface: Some(lo.clone()), ttl: 7 };
+        let sender = MulticastSender::bind(LOCALHOST, out.clone()).unwrap();
         assert_eq!(sender.socket.multicast_ttl_v4().unwrap(), 7);
         assert_eq!(sender.socket.multicast_if_v4().unwrap(), Ipv4Addr::LOCALHOST);
         let sender = MulticastSender::bind(LOCALHOST, WayOut::LINK).unwrap();
         assert_eq!(sender.socket.multicast_ttl_v4().unwrap(), 1);
+        if Interface::with_address(LOCALHOST_V6).is_ok() {
+            let sender = MulticastSender::bind(LOCALHOST_V6, out).unwrap();
+            assert_eq!(sender.socket.multicast_hops_v6().unwrap(), 7);
+            assert_eq!(sender.socket.multicast_if_v6().unwrap(), lo.index);
+            let sender = MulticastSender::bind(LOCALHOST_V6, WayOut::LINK).unwrap();
+            assert_eq!(sender.socket.multicast_hops_v6().unwrap(), 1);
+            assert_eq!(sender.socket.multicast_if_v6().unwrap(), lo.index, "that of the address");
+        }
     }
 
     #[test]
     fn datagrams_are_as_long_as_the_interface_carries() {
         assert_eq!(datagram_bytes(1500, LOCALHOST), 1472);
-        assert_eq!(datagram_bytes(9000, std::net::Ipv6Addr::LOCALHOST.into()), 8952);
+        assert_eq!(datagram_bytes(9000, LOCALHOST_V6), 8952);
         assert_eq!(datagram_bytes(65_536, LOCALHOST), 65_507, "what UDP has at most");
         assert_eq!(datagram_bytes(0, LOCALHOST), 1252);
+        assert_eq!((datagram_overhead_bytes(LOCALHOST), datagram_overhead_bytes(LOCALHOST_V6)), (42, 62));
     }
 
+    /// Of IPv4: loopback has no multicast of IPv6, which the lab's hosts try.
     fn group(port: u16) -> SocketAddr {
-        let prefix = MulticastPrefix { base: Ipv4Addr::new(239, 255, 0, 0), bits: 16 };
-        let config = MulticastConfig { interface: None, prefix, source_specific: true, ttl: 1, parity: true };
-        let group = random_group(&config);
-        assert!(matches!(group, IpAddr::V4(addr) if addr.octets()[..2] == [239, 255]));
-        SocketAddr::new(group, port)
+        let [high, low] = crate::random::random();
+        SocketAddr::new(Ipv4Addr::new(239, 255, high, low).into(), port)
     }
 
     /// What arrives until `bytes` bytes are there, cut into datagrams, and how many reads it took.

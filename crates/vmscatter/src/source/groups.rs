@@ -8,8 +8,7 @@ use vmscatter_core::schedule::{Schedule, SetLoad, SetPlan, order_sets, unsorted}
 use vmscatter_core::session::AddressSet;
 use vmscatter_core::wire::control::SetGrant;
 
-use crate::agent::config::MulticastConfig;
-use crate::net::udp::random_group;
+use crate::agent::config::MulticastPrefix;
 use crate::random::random;
 
 /// A target set of several members, as it is granted.
@@ -49,16 +48,16 @@ impl Groups {
         groups_max: usize,
         is_sorted: bool,
         first_number: u16,
-        config: &MulticastConfig,
+        prefix: &MulticastPrefix,
     ) -> Groups {
         let load =
             |plan: &SetPlan| SetLoad { set: plan.set, bytes: plan.contents.len() as u64 * PAGE_SIZE as u64 };
         let loads: Vec<SetLoad> = schedule.multicast().iter().map(load).collect();
         // As many as there are different ones.
-        let groups_max = groups_max.min(1 << (u32::BITS - u32::from(config.prefix.bits)));
+        let groups_max = groups_max.min(usize::try_from(prefix.groups()).unwrap_or(usize::MAX));
         let order =
             if is_sorted { order_sets(&loads, groups_max) } else { unsorted(loads.len(), groups_max) };
-        let addresses = random_groups(order.lists.len(), config);
+        let addresses = random_groups(order.lists.len(), prefix);
         let mut group_of = vec![None; loads.len()];
         for (list, address) in order.lists.iter().zip(addresses) {
             list.iter().for_each(|set| group_of[*set] = Some(address));
@@ -83,12 +82,12 @@ impl Groups {
     }
 }
 
-/// Different groups, all with one port; the prefix must have as many.
-pub(super) fn random_groups(count: usize, config: &MulticastConfig) -> Vec<SocketAddr> {
+/// Different groups, all with one port, random so that two sources that drain to one target never meet; the prefix must have as many.
+pub(super) fn random_groups(count: usize, prefix: &MulticastPrefix) -> Vec<SocketAddr> {
     let port = 1024 + u16::from_be_bytes(random()) % 60_000;
     let mut groups: Vec<SocketAddr> = Vec::with_capacity(count);
     while groups.len() < count {
-        let group = SocketAddr::new(random_group(config), port);
+        let group = SocketAddr::new(prefix.group(u128::from_be_bytes(random())), port);
         if !groups.contains(&group) {
             groups.push(group);
         }

@@ -1,7 +1,7 @@
 //! The source's connections to one target: control messages, and sealed pieces over the data connection.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,11 +16,15 @@ use crate::net::udp;
 use crate::plan::MTU_DEFAULT;
 use crate::random::random;
 
+/// Our address towards the first of these targets, from which multicast leaves for all.
+pub(super) fn local_addr(links: &[Arc<TargetLink>]) -> IpAddr {
+    links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr.ip().to_canonical())
+}
+
 /// Bytes of a datagram behind the UDP header that reaches each of these targets whole, as far as interfaces tell.
 pub(super) fn datagram_bytes(links: &[Arc<TargetLink>]) -> usize {
     let mtu = links.iter().map(|link| link.mtu).min().unwrap_or(MTU_DEFAULT);
-    let local = links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr.ip());
-    udp::datagram_bytes(mtu, local)
+    udp::datagram_bytes(mtu, local_addr(links))
 }
 
 fn seal_hello(keys: &mut OwnKeys, session_tag: u64) -> Result<Vec<u8>, SealError> {

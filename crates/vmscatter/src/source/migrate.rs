@@ -20,7 +20,7 @@ use super::encode::EncodePool;
 use super::events::CLOSED;
 use super::groups::Groups;
 use super::guest::{SourceGuest, in_flight_limit};
-use super::link::TargetLink;
+use super::link::{TargetLink, local_addr};
 use super::milestones::Milestones;
 use super::prepare::{Chosen, Setting, Stop, candidates, holder_groups};
 use super::scatter::ScatterThread;
@@ -197,14 +197,14 @@ impl Run {
         let session_keys = SessionKeys { mac: MacKey::new(&keys.mac), digest: DigestKey::new(&keys.digest) };
         let groups_max = self.request.groups.unwrap_or(GROUPS_DEFAULT);
         let is_sorted = !self.request.unsorted_groups;
-        let multicast = &self.ctx.config.multicast;
+        let prefix = self.ctx.config.multicast.prefix_for(local_addr(&links));
         let transport = self.transport(&links);
         let out = self.way_out(transport, &links).map_err(|error| Stop::BadInput(error.to_string()))?;
         let first_number = links.len() as u16;
         let groups = match transport {
             Transport::Relay => Groups::none(&schedule, first_number),
             Transport::Multicast | Transport::Auto => {
-                Groups::new(&schedule, groups_max, is_sorted, first_number, multicast)
+                Groups::new(&schedule, groups_max, is_sorted, first_number, prefix)
             }
         };
         for (target, link) in (0..).zip(&links) {
@@ -308,11 +308,11 @@ impl Run {
     /// What was asked for, as far as there is multicast for these targets.
     fn transport(&self, links: &[Arc<TargetLink>]) -> Transport {
         let asked = self.request.transport;
-        let is_v6 = links.iter().any(|link| link.local_addr().ip().to_canonical().is_ipv6());
-        if asked != Transport::Auto || !is_v6 {
+        let is_v6 = |link: &Arc<TargetLink>| link.local_addr().ip().to_canonical().is_ipv6();
+        if asked != Transport::Auto || links.iter().all(is_v6) || !links.iter().any(is_v6) {
             return asked;
         }
-        let text = "targets are reached over IPv6, for which there is no multicast yet: they pass on what several need";
+        let text = "some targets are reached over IPv4 and others over IPv6: no multicast reaches all, so they pass on what several need";
         self.sink.emit(JobEvent::Warning { guest: None, text: text.to_owned() });
         Transport::Relay
     }

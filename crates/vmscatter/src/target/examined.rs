@@ -1,6 +1,6 @@
 //! What this host says of itself to a source that examines it, and the probes that it sends back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,8 +77,8 @@ async fn version(program: &Path) -> Result<String, String> {
 
 async fn probe(ctx: &AgentContext, peer: &PeerInfo, group: SocketAddr, key: [u8; 32]) -> Result<u32, String> {
     // The peer names it: nothing but a group is sent to.
-    if !matches!(group.ip(), IpAddr::V4(ip) if ip.is_multicast()) {
-        return Err("no IPv4 multicast group".to_owned());
+    if !group.ip().is_multicast() {
+        return Err("no multicast group".to_owned());
     }
     let out = ctx.way_out(None, peer.local_addr).map_err(|error| error.to_string())?;
     let socket = MulticastSender::bind(peer.local_addr.ip(), out).map_err(|error| os_text(&error))?;

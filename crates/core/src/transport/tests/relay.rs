@@ -169,6 +169,10 @@ fn seeded_faults_lose_nothing() {
             }
         }
         world.hosts[0].loss = world.rng.below(20) as f64 / 100.0;
+        if seed % 4 < 2 {
+            world.with_parity();
+            world.hosts[2].loss = world.hosts[0].loss;
+        }
         if world.rng.chance(0.3) {
             world.sender.serve_by_unicast(2, 3);
         }

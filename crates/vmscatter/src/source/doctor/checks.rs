@@ -1,6 +1,6 @@
 //! What the facts mean, and what to do about them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vmscatter_core::wire::control::HostReport;
@@ -220,7 +220,7 @@ pub(super) fn of_source(
     name: &str,
     ours: &HostReport,
     trial: &Trial,
-    querier: Result<Option<Ipv4Addr>, String>,
+    (protocol, querier): (&str, Result<Option<IpAddr>, String>),
     listened: Duration,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -245,25 +245,23 @@ pub(super) fn of_source(
             Some("see [qemu] programs"),
         ));
     }
-    let seconds = listened.as_secs();
+    let (seconds, what) = (listened.as_secs(), format!("{protocol} querier"));
+    let check = |verdict, found, advice| check(name, &what, verdict, found, advice);
     checks.push(match querier {
-        Ok(Some(Ipv4Addr::UNSPECIFIED)) => {
-            check(name, "IGMP querier", Verdict::Good, "a switch without an address asks".into(), None)
+        Ok(Some(from)) if from.is_unspecified() => {
+            check(Verdict::Good, "a switch without an address asks".into(), None)
         }
-        Ok(Some(from)) => check(name, "IGMP querier", Verdict::Good, format!("{from} asks"), None),
+        Ok(Some(from)) => check(Verdict::Good, format!("{from} asks"), None),
         Ok(None) if listened >= QUERY_INTERVAL => {
             let advice = "switch a querier on (a router, or the switch itself): without one, switches that snoop forget groups \
                           after some 260 s, and the rest goes from target to target";
-            check(name, "IGMP querier", Verdict::Poor, format!("nobody asked within {seconds} s"), Some(advice))
+            check(Verdict::Poor, format!("nobody asked within {seconds} s"), Some(advice))
         }
         Ok(None) => {
             let advice = "one asks every 125 s as a rule: examine again with --listen 130s";
-            check(name, "IGMP querier", Verdict::Unknown, format!("nobody asked within {seconds} s"), Some(advice))
+            check(Verdict::Unknown, format!("nobody asked within {seconds} s"), Some(advice))
         }
-        Err(error) => {
-            let advice = "the agent needs CAP_NET_RAW to hear it";
-            check(name, "IGMP querier", Verdict::Unknown, error, Some(advice))
-        }
+        Err(error) => check(Verdict::Unknown, error, Some("the agent needs CAP_NET_RAW to hear it")),
     });
     checks
 }
@@ -351,11 +349,12 @@ mod tests {
 
     #[test]
     fn a_querier_is_missed_only_by_who_has_waited_for_it() {
-        let querier = |heard: Option<Ipv4Addr>, seconds| {
-            let checks = of_source("s", &report("7.2.1"), &trial(), Ok(heard), Duration::from_secs(seconds));
+        let querier = |heard: Option<IpAddr>, seconds| {
+            let checks =
+                of_source("s", &report("7.2.1"), &trial(), ("MLD", Ok(heard)), Duration::from_secs(seconds));
             checks.last().unwrap().verdict
         };
-        assert_eq!(querier(Some(Ipv4Addr::LOCALHOST), 1), Verdict::Good);
+        assert_eq!(querier(Some(IpAddr::from([127, 0, 0, 1])), 1), Verdict::Good);
         assert_eq!(querier(None, 5), Verdict::Unknown);
         assert_eq!(querier(None, 130), Verdict::Poor);
     }

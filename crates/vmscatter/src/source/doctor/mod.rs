@@ -23,7 +23,7 @@ use self::checks::Facts;
 use self::querier::Querier;
 use self::trial::{Said, Setup, Trial};
 use super::groups::{SetLink, random_groups};
-use super::link::TargetLink;
+use super::link::{TargetLink, local_addr};
 use super::migrate::{RawKeys, open_target};
 use super::prepare::reach;
 use crate::agent::AgentContext;
@@ -71,7 +71,8 @@ async fn examine(
     cancel: &CancelToken,
 ) -> DoctorOutcome {
     let begun = Instant::now();
-    let querier = Querier::listen().map_err(|error| crate::agent::config::os_text(&error));
+    let ipv6 = request.targets.iter().any(|target| target.addr.ip().to_canonical().is_ipv6());
+    let querier = Querier::listen(ipv6).map_err(|error| crate::agent::config::os_text(&error));
     sink.emit(JobEvent::Phase { guest: None, phase: Phase::Connect });
     let ours = host_report(&ctx.config.programs).await;
     let mut facts = Vec::new();
@@ -99,7 +100,8 @@ async fn examine(
     let listened = begun.elapsed();
     let heard = querier.map(Querier::end);
     let mut all: Vec<_> = facts.iter().flat_map(|facts| checks::of_target(facts, &ours, &trial)).collect();
-    all.extend(checks::of_source(&ctx.config.name, &ours, &trial, heard, listened));
+    let protocol = if ipv6 { "MLD" } else { "IGMP" };
+    all.extend(checks::of_source(&ctx.config.name, &ours, &trial, (protocol, heard), listened));
     DoctorOutcome::of(all)
 }
 
@@ -197,7 +199,7 @@ struct Probes {
 
 impl Probes {
     fn join(ctx: &AgentContext, peer: &PeerInfo) -> Result<Probes, String> {
-        let group = random_groups(1, &ctx.config.multicast)[0];
+        let group = random_groups(1, ctx.config.multicast.prefix_for(peer.local_addr.ip()))[0];
         let interface = ctx.interface(peer.local_addr).map_err(|error| error.to_string())?;
         let source = ctx.config.multicast.source_specific.then_some(peer.addr.ip());
         let (to_batches, batches) = crossbeam_channel::bounded(BATCHES_MAX);
@@ -251,7 +253,7 @@ async fn try_scatter(
         number: links.len() as u16,
         set: (0..links.len() as u8).map(TargetId).collect(),
         key: random(),
-        group: Some(random_groups(1, &ctx.config.multicast)[0]),
+        group: Some(random_groups(1, ctx.config.multicast.prefix_for(local_addr(&links)))[0]),
     };
     for link in &links {
         link.grant(vec![SetGrant { set: set.number, key: set.key, group: set.group }]);

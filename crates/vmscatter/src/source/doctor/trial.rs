@@ -1,6 +1,5 @@
 //! A scatter without guests: whether a group reaches each target, how fast, and what is lost.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +15,9 @@ use vmscatter_core::wire::frame::{Compression, Encoder};
 use vmscatter_core::wire::piece::PieceHeader;
 
 use super::super::groups::SetLink;
-use super::super::link::{TargetLink, datagram_bytes};
+use super::super::link::{TargetLink, datagram_bytes, local_addr};
 use crate::net::outlet::{Outlet, PROBE_BYTES_MIN};
-use crate::net::udp::{MulticastSender, WayOut};
+use crate::net::udp::{MulticastSender, WayOut, datagram_overhead_bytes};
 use crate::random::random;
 
 /// For so long frames are sent.
@@ -86,10 +85,15 @@ struct Work {
 /// # Errors
 /// There is no socket to send from.
 pub(super) fn run(setup: Setup) -> std::io::Result<Trial> {
-    let local = setup.links.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |link| link.local_addr().ip());
+    let local = local_addr(&setup.links);
     let datagram_bytes = datagram_bytes(&setup.links);
-    let socket = Some(MulticastSender::bind(local, setup.out)?);
-    let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
+    let socket = Some(MulticastSender::bind(local, setup.out.clone())?);
+    let config = SenderConfig {
+        bandwidth: setup.bandwidth,
+        datagram_bytes,
+        datagram_overhead_bytes: datagram_overhead_bytes(local),
+        ..SenderConfig::default()
+    };
     let members: Vec<u16> = (0..setup.links.len() as u16).collect();
     let mut sender = Sender::new(config, Time::ZERO);
     sender.add_set(setup.set.number, &members, true);

@@ -18,9 +18,9 @@ use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 use super::{Order, Setup, Shared};
 use crate::agent::protocol::Transport;
 use crate::net::outlet::Outlet;
-use crate::net::udp::MulticastSender;
+use crate::net::udp::{self, MulticastSender};
 use crate::source::actor::Event;
-use crate::source::link::datagram_bytes;
+use crate::source::link::{datagram_bytes, local_addr};
 
 /// The thread looks up at least this often while there is something to send.
 const LOOK_UP: Duration = Duration::from_millis(5);
@@ -69,13 +69,18 @@ impl Work {
         queue: Receiver<Order>,
         shared: Arc<Shared>,
     ) -> std::io::Result<Work> {
-        let local = setup.links.first().map(|link| link.local_addr().ip());
-        let socket = match local.filter(|_| !setup.groups.lists.is_empty()) {
-            Some(local) => Some(MulticastSender::bind(local, setup.out)?),
-            None => None,
+        let local = local_addr(&setup.links);
+        let socket = match setup.groups.lists.is_empty() {
+            false => Some(MulticastSender::bind(local, setup.out.clone())?),
+            true => None,
         };
         let datagram_bytes = datagram_bytes(&setup.links);
-        let config = SenderConfig { bandwidth: setup.bandwidth, datagram_bytes, ..SenderConfig::default() };
+        let config = SenderConfig {
+            bandwidth: setup.bandwidth,
+            datagram_bytes,
+            datagram_overhead_bytes: udp::datagram_overhead_bytes(local),
+            ..SenderConfig::default()
+        };
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),
             scatterer: Scatterer::new(setup.keys.mac.clone()),
