@@ -178,11 +178,7 @@ impl Actor {
             self.wait();
             let now = self.now();
             self.session.timeout(now);
-            if self.session.is_link_due(now)
-                && let Some(bytes) = self.link.as_ref().and_then(Interface::received_bytes)
-            {
-                self.session.link_bytes(now, bytes);
-            }
+            self.count_link(now);
             while let Some(action) = self.session.poll_action() {
                 self.perform(action);
             }
@@ -191,6 +187,16 @@ impl Actor {
             }
         }
         self.leave();
+    }
+
+    /// Tells how much the link brings, from time to time.
+    fn count_link(&mut self, now: Time) {
+        let Some(link) = self.link.as_ref().filter(|_| self.session.is_link_due(now)) else { return };
+        match link.received_bytes() {
+            Some(bytes) => self.session.link_bytes(now, bytes),
+            // It is not asked again in each turn.
+            None => self.link = None,
+        }
     }
 
     fn now(&self) -> Time {

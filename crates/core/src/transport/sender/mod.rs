@@ -311,7 +311,7 @@ impl Sender {
             self.config.unicast_piece_bytes - PIECE_OVERHEAD_BYTES
         } else {
             let room = self.config.datagram_bytes - PIECE_OVERHEAD_BYTES;
-            (room / STRIPS * STRIPS).max(room.min(STRIPS))
+            if room < STRIPS { room } else { room - room % STRIPS }
         };
         self.window_bytes += body.len();
         let mut open = OpenFrame::new(set, body, piece_bytes, state.members, state.by_unicast);

@@ -84,7 +84,8 @@ impl Sender {
             };
             let most = targets_of(multicast).map(needs).max().unwrap_or(0) as u16;
             let used = open.parity.get(&block).copied().unwrap_or(0);
-            if usize::from(most) >= missed.len() || used + most > BLOCK_PARITY {
+            // None, where who missed them has them by now.
+            if most == 0 || usize::from(most) >= missed.len() || used + most > BLOCK_PARITY {
                 pieces.extend(missed);
                 continue;
             }

@@ -136,7 +136,17 @@ fn a_message_of_spans_is_soon_gone_through() {
 
 /// A sender of one frame of three pieces to targets 0 and 1, sent entirely.
 fn sent() -> (Sender, Vec<Transmit>) {
+    sent_by(Sender::new(SenderConfig::default(), Time::ZERO))
+}
+
+/// The same, to members that can use parity.
+fn sent_with_parity() -> (Sender, Vec<Transmit>) {
     let mut sender = Sender::new(SenderConfig::default(), Time::ZERO);
+    [0, 1].into_iter().for_each(|target| sender.takes_parity(target));
+    sent_by(sender)
+}
+
+fn sent_by(mut sender: Sender) -> (Sender, Vec<Transmit>) {
     sender.add_set(1, &[0, 1], true);
     sender.add_set(2, &[1], false);
     sender.push(5, 1, vec![1; 4000].into());
@@ -209,6 +219,40 @@ fn loss_is_answered_once() {
     sender.on_report(0, &report, Time(50_000)).unwrap();
     assert!(sender.poll_transmit(Time(70_000)).is_none());
     assert_eq!(sender.counters().losses, 3);
+}
+
+fn gap_report(below: u64, piece: u16) -> Report {
+    let gaps = vec![FrameGap { frame: 5, pieces: vec![(piece, piece)] }];
+    Report { seen: vec![(1, below)], gaps, ..Default::default() }
+}
+
+/// Two who miss different pieces get one of parity, once they have had the time to say so, and no second one until they have seen it.
+#[test]
+fn different_losses_are_answered_at_once() {
+    let (mut sender, _) = sent_with_parity();
+    sender.on_report(0, &gap_report(3, 0), Time(10_000)).unwrap();
+    sender.on_report(1, &gap_report(3, 2), Time(12_000)).unwrap();
+    assert!(sender.poll_transmit(Time(12_000)).is_none());
+    let parity = sender.poll_transmit(Time(26_000)).unwrap();
+    assert!(parity.is_parity());
+    assert_eq!((parity.indices(), parity.number), (0..1, Some(3)));
+    for at in [27_000, 40_000] {
+        sender.on_report(0, &gap_report(3, 0), Time(at)).unwrap();
+        assert!(sender.poll_transmit(Time(at + 500)).is_none());
+    }
+    // One has lost the parity too.
+    sender.on_report(0, &gap_report(4, 0), Time(50_000)).unwrap();
+    let repair = sender.poll_transmit(Time(66_000)).unwrap();
+    assert_eq!((repair.indices(), repair.path), (0..1, crate::transport::Path::Unicast { target: 0 }));
+    assert_eq!(sender.counters().parity_pieces, 1);
+}
+
+#[test]
+fn who_has_it_after_all_gets_no_parity() {
+    let (mut sender, _) = sent_with_parity();
+    sender.on_report(0, &gap_report(3, 0), Time(10_000)).unwrap();
+    sender.on_report(0, &Report { written: vec![(5, 5)], ..Default::default() }, Time(12_000)).unwrap();
+    assert!(sender.poll_transmit(Time(26_000)).is_none());
 }
 
 /// A repair that waits for the pace is not queued again by the next report.
