@@ -146,7 +146,7 @@ pub fn source_session(data: &[u8]) {
         votes: BTreeMap::new(),
         runs: BTreeSet::new(),
     };
-    let mut addresses = Addresses::new([sets]);
+    let mut addresses = Addresses::new([sets], vec![1472, 1252]);
     let mut hops = Hops::new(members, [members]);
     let (mut now, mut left, mut pushed) = (Time::ZERO, BTreeSet::new(), 0);
     let mut input = Input(data);

@@ -218,9 +218,8 @@ impl Network {
 
     fn drop_some(&self, link: &Link, of: &str, per_mille: u32) -> Result<()> {
         ensure!(per_mille <= 1000, "a loss of {per_mille} per mille");
-        // A super-packet would be lost as a whole. The switch cuts it up behind the qdisc, as a network card would.
-        let segments = if per_mille == 0 { "65535" } else { "1" };
-        run("ip", &["-n", self.switch.name(), "link", "set", &link.port, "gso_max_segs", segments])?;
+        // A super-packet would be lost as a whole.
+        self.cut_super_packets(link, per_mille != 0)?;
         link.namespace.nft("table netdev lab; delete table netdev lab")?;
         if per_mille == 0 {
             return Ok(());
@@ -229,6 +228,12 @@ impl Network {
             "table netdev lab {{ chain loss {{ type filter hook ingress device eth0 priority 0; \
              {of} numgen random mod 1000 < {per_mille} drop; }}; }}"
         ))
+    }
+
+    /// Whether the switch cuts super-packets up behind the qdisc towards `link`'s host, as a network card would.
+    pub fn cut_super_packets(&self, link: &Link, cut: bool) -> Result<()> {
+        let segments = if cut { "1" } else { "65535" };
+        run("ip", &["-n", self.switch.name(), "link", "set", &link.port, "gso_max_segs", segments])
     }
 
     /// Bytes that `link`'s host has sent.

@@ -92,7 +92,7 @@ mod tests {
         let mut sender = Sender::new(SenderConfig::default(), Time::ZERO);
         let set = |number| AddressSet { number, members: TargetSet(0b11) };
         (1..3).for_each(|set| sender.add_set(set, &[0, 1], true));
-        let mut addresses = Addresses::new([vec![set(1), set(2)]]);
+        let mut addresses = Addresses::new([vec![set(1), set(2)]], vec![1472]);
         addresses.advance(Time::ZERO, &mut sender);
         while let Some(AddressAction::Send { target, .. }) = addresses.poll_action() {
             addresses.joined(Time::ZERO, target, 1, None);

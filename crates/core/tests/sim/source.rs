@@ -147,7 +147,8 @@ impl Source {
         }
         let served = |at: &usize| AddressSet { number: *at as u16, members: multicast[*at].set };
         let lists = if plan.relay { &[][..] } else { &order.lists[..] };
-        let addresses = Addresses::new(lists.iter().map(|list| list.iter().map(served).collect()));
+        let lists_of_sets = lists.iter().map(|list| list.iter().map(served).collect());
+        let addresses = Addresses::new(lists_of_sets, vec![SenderConfig::default().datagram_bytes]);
         let able = TargetSet((1 << plan.targets) - 1);
         let mut hops = Hops::new(able, multicast.iter().map(|set| set.set));
         if plan.relay {
@@ -406,7 +407,7 @@ impl Source {
                 AddressAction::Unreached { target, .. } => self.hops.unreached(net.now, target),
             }
         }
-        for number in self.addresses.probes(net.now) {
+        for (number, _) in self.addresses.probes(net.now) {
             let set = self.sets.get_mut(&number).expect("it is a set");
             let header = PieceHeader::whole(PieceKind::Probe, number, SESSION_TAG, 0, 16);
             let mut piece = Vec::new();

@@ -80,6 +80,13 @@ pub fn datagram_bytes(mtu: u32, local: IpAddr) -> usize {
     mtu.clamp(1280, u32::from(u16::MAX)) as usize - header_bytes(local)
 }
 
+/// Lengths to be tried where a path may carry less than datagrams of `bytes`, the longest first: these, those of Ethernet, and those that
+/// every network carries that speaks IPv6.
+pub fn shorter_datagrams(bytes: usize, local: IpAddr) -> Vec<usize> {
+    let common = [1500, 1280].map(|mtu| datagram_bytes(mtu, local));
+    std::iter::once(bytes).chain(common.into_iter().filter(|common| *common < bytes)).collect()
+}
+
 /// What an Ethernet link adds to a datagram to or from `local`: the headers of UDP, IP and Ethernet, in bytes.
 pub fn datagram_overhead_bytes(local: IpAddr) -> usize {
     header_bytes(local) + 14
@@ -484,6 +491,9 @@ mod tests {
         assert_eq!(datagram_bytes(9000, LOCALHOST_V6), 8952);
         assert_eq!(datagram_bytes(65_536, LOCALHOST), 65_507, "what UDP has at most");
         assert_eq!(datagram_bytes(0, LOCALHOST), 1252);
+        assert_eq!(shorter_datagrams(8972, LOCALHOST), [8972, 1472, 1252]);
+        assert_eq!(shorter_datagrams(1472, LOCALHOST), [1472, 1252]);
+        assert_eq!(shorter_datagrams(1232, LOCALHOST_V6), [1232]);
         assert_eq!((datagram_overhead_bytes(LOCALHOST), datagram_overhead_bytes(LOCALHOST_V6)), (42, 62));
     }
 

@@ -8,6 +8,9 @@
 //!
 //! - A set's frames go to its address only when each of its members has confirmed that it has joined, and has heard a
 //!   probe there. One that does not in time is sent them over TCP, and is not waited for again at any address.
+//! - Probes are as long as the datagrams that follow. In the latter half of the time that is given to hear one they are shorter, for who is
+//!   still to hear one: a path may carry less than the interfaces at its ends. Frames of a set are cut for the member whose path
+//!   carries least.
 //! - New members are told to join when the last frame of the set before has left, and the others to leave when that set
 //!   is settled: nobody gets by multicast what is not for it, but for what switches are slow to stop. What a slow member
 //!   has not acknowledged by then, and misses, comes over TCP.
@@ -20,7 +23,7 @@
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::placement::{TargetId, TargetSet};
@@ -69,6 +72,10 @@ pub enum AddressAction {
 #[derive(Debug)]
 pub struct Addresses {
     addresses: Vec<Address>,
+    /// Bytes of datagrams to be tried, the longest first; at least one.
+    lengths: Vec<usize>,
+    /// What the paths of targets carry that have not heard the longest.
+    carried: BTreeMap<u16, usize>,
     /// Targets that could not join an address in time, or could not hear: they are not asked again.
     unreached: TargetSet,
     /// Targets that could not acknowledge a set in time.
@@ -105,6 +112,8 @@ struct Preparing {
     unheard: TargetSet,
     /// How long they are waited for.
     until: Time,
+    /// Which of the lengths is tried.
+    length: usize,
     probe_at: Time,
 }
 
@@ -119,8 +128,13 @@ struct Sending {
 }
 
 impl Addresses {
-    /// One address for each list; a list is served from its first set to its last.
-    pub fn new(lists: impl IntoIterator<Item = Vec<AddressSet>>) -> Self {
+    /// One address for each list; a list is served from its first set to its last. Datagrams are to have the first of `lengths`, in bytes
+    /// behind the UDP header, or another where members don't hear probes of that.
+    ///
+    /// # Panics
+    /// If there is no length.
+    pub fn new(lists: impl IntoIterator<Item = Vec<AddressSet>>, lengths: Vec<usize>) -> Self {
+        assert!(!lengths.is_empty(), "a datagram has a length");
         let address = |sets| Address {
             sets,
             next: 0,
@@ -131,6 +145,8 @@ impl Addresses {
         };
         Addresses {
             addresses: lists.into_iter().map(address).collect(),
+            lengths,
+            carried: BTreeMap::new(),
             unreached: TargetSet::EMPTY,
             slow: TargetSet::EMPTY,
             gone: TargetSet::EMPTY,
@@ -162,13 +178,14 @@ impl Addresses {
         ready.into_iter().map(|(_, set)| set)
     }
 
-    /// Sets to whose groups a probe is due.
-    pub fn probes(&mut self, now: Time) -> Vec<u16> {
+    /// Sets to whose groups a probe is due, and how many bytes it is to have.
+    pub fn probes(&mut self, now: Time) -> Vec<(u16, usize)> {
         let preparing = self.addresses.iter_mut().filter_map(|address| address.preparing.as_mut());
         let due = preparing.filter(|preparing| !preparing.unheard.is_empty() && now >= preparing.probe_at);
         let probe = |preparing: &mut Preparing| {
             preparing.probe_at = now + PROBE_INTERVAL;
-            preparing.set.number
+            preparing.length = preparing.length_at(now, self.lengths.len());
+            (preparing.set.number, self.lengths[preparing.length])
         };
         due.map(probe).collect()
     }
@@ -208,6 +225,9 @@ impl Addresses {
             let Some(preparing) = &mut address.preparing else { continue };
             if contains(without(preparing.unheard, preparing.unconfirmed), target) {
                 remove(&mut preparing.unheard, target);
+                if preparing.length > 0 {
+                    self.carried.insert(target, self.lengths[preparing.length]);
+                }
                 address.reached = union(address.reached, single(target));
             }
         }
@@ -321,6 +341,7 @@ impl Addresses {
             unconfirmed: new,
             unheard: new,
             until: now + CONFIRM_MAX,
+            length: 0,
             probe_at: now,
         });
         address.next += 1;
@@ -348,6 +369,10 @@ impl Addresses {
         if let Some(set) = next {
             for target in without(set.members, address.reached).members() {
                 sender.serve_by_unicast(set.number, target.0.into());
+            }
+            let reached = intersection(set.members, address.reached).members();
+            if let Some(bytes) = reached.filter_map(|target| self.carried.get(&u16::from(target.0))).min() {
+                sender.limit_datagrams(set.number, *bytes);
             }
             address.sending = Some(Sending { set, is_exhausted: false, sent: None });
         }
@@ -395,6 +420,16 @@ impl Preparing {
 
     fn is_ready(&self) -> bool {
         self.waiting().is_empty()
+    }
+
+    /// Which of so many lengths to try: the first until half of the time to hear one is over, then the others in turn.
+    fn length_at(&self, now: Time, lengths: usize) -> usize {
+        let left = self.until.since(now);
+        if !self.unconfirmed.is_empty() || left > HEAR_MAX / 2 || lengths == 1 {
+            return 0;
+        }
+        let share = 1.0 - left.as_secs_f64() / (HEAR_MAX / 2).as_secs_f64();
+        1 + ((share * (lengths - 1) as f64) as usize).min(lengths - 2)
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::schedule::{SetLoad, order_sets};
 use crate::transport::{Path, SenderConfig};
 use crate::wire::control::Report;
+use crate::wire::piece::PIECE_OVERHEAD_BYTES;
 
 /// Addresses, the sender, and targets that do what they are told.
 struct World {
@@ -22,6 +23,9 @@ struct World {
     deaf: TargetSet,
     refusing: TargetSet,
     slow: TargetSet,
+    /// Bytes that get to a target at most, and the longest datagrams of each set.
+    narrow: BTreeMap<u16, usize>,
+    longest: BTreeMap<u16, usize>,
     frames: u64,
     /// Frames that have left by multicast and that a target has not acknowledged.
     open: BTreeSet<(u64, u16)>,
@@ -40,7 +44,8 @@ fn world(sets: &[u128], lists: &[&[u16]]) -> World {
         sender.add_set(*number, &members, true);
     }
     let set = |number: &u16| AddressSet { number: *number, members: members[number] };
-    let addresses = Addresses::new(lists.iter().map(|list| list.iter().map(set).collect()));
+    let lists_of_sets = lists.iter().map(|list| list.iter().map(set).collect());
+    let addresses = Addresses::new(lists_of_sets, vec![1472, 1000, 500]);
     let at = lists.iter().enumerate().flat_map(|(at, list)| list.iter().map(move |set| (*set, at))).collect();
     World {
         now: Time::ZERO,
@@ -53,6 +58,8 @@ fn world(sets: &[u128], lists: &[&[u16]]) -> World {
         deaf: TargetSet::EMPTY,
         refusing: TargetSet::EMPTY,
         slow: TargetSet::EMPTY,
+        narrow: BTreeMap::new(),
+        longest: BTreeMap::new(),
         frames: 0,
         open: BTreeSet::new(),
         unreached: Vec::new(),
@@ -74,10 +81,11 @@ impl World {
                 AddressAction::Unreached { target, .. } => self.unreached.push(target),
             }
         }
-        for set in self.addresses.probes(self.now) {
+        for (set, bytes) in self.addresses.probes(self.now) {
             let group = self.joined[self.at[&set]].clone();
             for target in group.into_iter().filter(|target| !contains(union(self.deaf, self.dead), *target)) {
-                if contains(self.members[&set], target) {
+                let gets_there = self.narrow.get(&target).is_none_or(|most| bytes <= *most);
+                if contains(self.members[&set], target) && gets_there {
                     self.addresses.heard(target, set);
                 }
             }
@@ -120,6 +128,10 @@ impl World {
         while let Some(transmit) = self.sender.poll_transmit(self.now) {
             match transmit.path {
                 Path::Multicast { set } => {
+                    let bytes =
+                        transmit.pieces(0).map(|(_, payload)| payload.len() + PIECE_OVERHEAD_BYTES).max();
+                    let longest = self.longest.entry(set).or_default();
+                    *longest = (*longest).max(bytes.unwrap_or(0));
                     self.seen.extend(self.members[&set].members().map(|target| {
                         let below = transmit.number.unwrap() + transmit.indices().len() as u64;
                         ((target.0.into(), set), below)
@@ -216,6 +228,23 @@ fn a_set_without_frames_is_passed() {
     world.addresses.exhausted(0);
     world.step();
     assert_eq!(world.ready(), [1]);
+}
+
+/// Datagrams of a set are as long as the paths of all its members carry; who hears none of any length is served over TCP.
+#[test]
+fn shorter_datagrams_are_tried() {
+    for (most, expected, unreached) in [(1100, 1000, false), (600, 500, false), (400, 1472, true)] {
+        let mut world = world(&[0b111, 0b11], &[&[0], &[1]]);
+        world.narrow.insert(2, most);
+        world.steps(HEAR_MAX + Duration::from_millis(50));
+        assert_eq!(world.ready(), [0, 1]);
+        [0, 1].into_iter().for_each(|set| world.push(set));
+        world.transmit();
+        assert_eq!(world.unreached.contains(&2), unreached, "{most}");
+        let longest = world.longest[&0];
+        assert!(longest <= expected && longest + 8 > expected, "{longest} where {most} get there");
+        assert!(world.longest[&1] > 1472 - 8, "the others' own set is cut as long as ever");
+    }
 }
 
 #[test]

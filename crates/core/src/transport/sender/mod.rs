@@ -138,6 +138,8 @@ struct Set {
     by_unicast: TargetMask,
     /// What is missed of its frames goes over TCP, however many miss it.
     repairs_by_unicast: bool,
+    /// Bytes of its datagrams behind the UDP header.
+    datagram_bytes: usize,
     /// Packet number of the next datagram.
     next_number: u64,
 }
@@ -220,9 +222,14 @@ impl Sender {
             self.targets.entry(*target).or_insert_with(|| Target::new(Time::ZERO));
         }
         let by_unicast = if multicast { 0 } else { mask };
-        let old = self
-            .sets
-            .insert(set, Set { members: mask, by_unicast, repairs_by_unicast: false, next_number: 0 });
+        let new = Set {
+            members: mask,
+            by_unicast,
+            repairs_by_unicast: false,
+            datagram_bytes: self.config.datagram_bytes,
+            next_number: 0,
+        };
+        let old = self.sets.insert(set, new);
         assert!(old.is_none(), "set {set} is there already");
     }
 
@@ -230,6 +237,17 @@ impl Sender {
     pub fn serve_by_unicast(&mut self, set: u16, target: u16) {
         if let Some(set) = self.sets.get_mut(&set) {
             set.by_unicast |= mask_of(target) & set.members;
+        }
+    }
+
+    /// From the next frame on, datagrams of the set have no more than so many bytes behind the UDP header.
+    ///
+    /// # Panics
+    /// If that leaves no room for payload.
+    pub fn limit_datagrams(&mut self, set: u16, bytes: usize) {
+        assert!(bytes > PIECE_OVERHEAD_BYTES, "no room for payload");
+        if let Some(set) = self.sets.get_mut(&set) {
+            set.datagram_bytes = set.datagram_bytes.min(bytes);
         }
     }
 
@@ -310,7 +328,7 @@ impl Sender {
         let piece_bytes = if state.members & !state.by_unicast == 0 {
             self.config.unicast_piece_bytes - PIECE_OVERHEAD_BYTES
         } else {
-            let room = self.config.datagram_bytes - PIECE_OVERHEAD_BYTES;
+            let room = state.datagram_bytes - PIECE_OVERHEAD_BYTES;
             if room < STRIPS { room } else { room - room % STRIPS }
         };
         self.window_bytes += body.len();

@@ -104,7 +104,7 @@ pub(super) fn run(setup: Setup) -> std::io::Result<Trial> {
         Trial { targets: vec![Reached::default(); members.len()], datagram_bytes, ..Trial::default() };
     let mut work = Work {
         sender,
-        addresses: Addresses::new([list]),
+        addresses: Addresses::new([list], vec![PROBE_BYTES_MIN]),
         outlet,
         start: Instant::now(),
         body: body().into(),
@@ -160,8 +160,8 @@ impl Work {
                     }
                 }
             }
-            for set in self.addresses.probes(self.now()) {
-                self.outlet.probe(set, PROBE_BYTES_MIN);
+            for (set, bytes) in self.addresses.probes(self.now()) {
+                self.outlet.probe(set, bytes);
             }
             self.push();
             self.transmit();

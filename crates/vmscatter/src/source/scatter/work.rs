@@ -84,7 +84,10 @@ impl Work {
         let mut work = Work {
             sender: Sender::new(config, Time::ZERO),
             scatterer: Scatterer::new(setup.keys.mac.clone()),
-            addresses: Addresses::new(setup.groups.lists.iter().cloned()),
+            addresses: Addresses::new(
+                setup.groups.lists.iter().cloned(),
+                udp::shorter_datagrams(datagram_bytes, local),
+            ),
             hops: hops(&setup),
             frames: FrameQueues::default(),
             outlet: Outlet::new(session_tag(&setup.session), socket),
@@ -281,9 +284,8 @@ impl Work {
                 }
             }
         }
-        for set in self.addresses.probes(now) {
-            // As long as what follows: a path that carries only less is none.
-            self.outlet.probe(set, self.datagram_bytes);
+        for (set, bytes) in self.addresses.probes(now) {
+            self.outlet.probe(set, bytes);
         }
     }
 
