@@ -59,6 +59,15 @@ pub(super) struct Ended {
     pub(super) twins: Vec<Option<Qemu>>,
 }
 
+/// What can be seen of a guest that does nothing: what it said last, where its processors are, and what they wait for.
+fn stuck(guest: &Guest, qmp: &Qmp, since: usize) -> String {
+    let monitor = |command: &str| qmp.human(command).unwrap_or_else(|error| error.to_string());
+    let (ticks, lines) = (guest.serial.ticks().len() - since, guest.serial.last_lines(20).join("\n"));
+    let said: Vec<String> =
+        ["info status", "info cpus", "info registers -a", "info lapic", "info pic"].map(monitor).into();
+    format!("{ticks} ticks since\n{lines}\n{}", said.join("\n"))
+}
+
 fn parameters(qmp: &Qmp) -> Result<(Value, Value)> {
     let get = |command| qmp.execute(command, json!({}));
     Ok((get("query-migrate-parameters")?, get("query-migrate-capabilities")?))
@@ -201,7 +210,7 @@ impl<'a> Bench<'a> {
         let _ = weight::restore_vcpus(qmp);
         let (since, until) = (guest.serial.ticks().len(), Instant::now() + TICKS_WITHIN);
         while guest.serial.ticks().len() < since + TICKS {
-            ensure!(Instant::now() < until, "it does not tick");
+            ensure!(Instant::now() < until, "it does not tick: {}", stuck(guest, qmp, since));
             thread::sleep(LOOK);
         }
         guest.check()?;
