@@ -108,10 +108,13 @@ impl Parts {
     /// Replaces what the block lacks by parity, if there is enough of it.
     fn restore(&mut self, block: u16) {
         let rows: Vec<u16> = self.rows(block).collect();
-        if rows.is_empty() || self.needed(block) > 0 {
+        if rows.is_empty() {
             return;
         }
         let missing: Vec<u16> = self.missing(block).collect();
+        if missing.len() > rows.len() {
+            return;
+        }
         let parity = rows.into_iter().map(|index| {
             let payload = self.parity.remove(&index).expect("it was found above");
             (index % BLOCK_PARITY, payload)

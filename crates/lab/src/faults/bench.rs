@@ -53,7 +53,7 @@ pub(super) struct Running {
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
     /// What it wrote to standard output.
-    pub(super) summary: String,
+    summary: String,
     pub(super) stderr: String,
     /// The guests' QEMUs at their targets, as far as there ever were any.
     pub(super) twins: Vec<Option<Qemu>>,
@@ -345,6 +345,14 @@ impl Ended {
     /// Its summary holds `text`.
     pub(super) fn sums_up(&self, text: &str) -> Result<()> {
         ensure!(self.summary.contains(text), "its summary does not say {text:?}: {}", self.summary.trim());
+        Ok(())
+    }
+
+    /// Something was multicast.
+    pub(super) fn went_by_multicast(&self) -> Result<()> {
+        let scatter = self.summary.lines().find(|line| line.contains("multicast ")).unwrap_or_default();
+        println!("  {}", scatter.trim());
+        ensure!(!scatter.is_empty() && !scatter.contains("multicast 0 "), "{}", self.summary.trim());
         Ok(())
     }
 

@@ -110,9 +110,14 @@ impl OpenFrame {
         }
     }
 
-    /// Payload bytes of `pieces` pieces from `first` on.
-    pub(super) fn payload_bytes(&self, first: u16, pieces: u16) -> usize {
-        let end = (usize::from(first) + usize::from(pieces)) * self.piece_bytes;
-        end.min(self.body.len()) - usize::from(first) * self.piece_bytes
+    /// The piece has left by multicast, or the last of the parity that replaces it.
+    pub(super) fn has_left(&mut self, index: u16, sent: PieceSent) {
+        match self.sent.get_mut(usize::from(index)) {
+            Some(piece) => *piece = sent,
+            None => self.sent.push(sent),
+        }
+        if let Some(repair) = self.repair.get_mut(&index) {
+            repair.queued = false;
+        }
     }
 }

@@ -245,19 +245,12 @@ impl Sender {
     }
 
     fn multicast_run(&mut self, now: Time, number: u64, first: u16, pieces: u16) -> Transmit {
-        let transmit = self.numbered(now, number, |path, packet, open| {
+        let (packet, transmit) = self.numbered(now, number, |path, packet, open| {
             Transmit::new(path, number, Some(packet), open, first, pieces)
         });
         let open = self.frames.get_mut(&number).expect("the frame is open");
-        for (index, number) in (first..first + pieces).zip(transmit.number.unwrap_or(0)..) {
-            let sent = PieceSent { number, at: now };
-            match open.sent.get_mut(usize::from(index)) {
-                Some(piece) => *piece = sent,
-                None => open.sent.push(sent),
-            }
-            if let Some(repair) = open.repair.get_mut(&index) {
-                repair.queued = false;
-            }
+        for (index, number) in (first..first + pieces).zip(packet..) {
+            open.has_left(index, PieceSent { number, at: now });
         }
         transmit
     }
@@ -273,12 +266,12 @@ impl Sender {
         replaces: Vec<u16>,
     ) -> Transmit {
         let now_pieces = pieces.min(max);
-        let transmit = self.numbered(now, number, |path, packet, open| {
+        let (packet, transmit) = self.numbered(now, number, |path, packet, open| {
             let mut rows = Vec::with_capacity(usize::from(now_pieces) * open.piece_bytes);
             for index in first..first + now_pieces {
                 parity::encode(&open.body, open.piece_bytes, index, &mut rows);
             }
-            let last_bytes = open.payload_bytes(open.count - 1, 1) as u16;
+            let last_bytes = (open.body.len() - usize::from(open.count - 1) * open.piece_bytes) as u16;
             let content = Content::Parity(rows, last_bytes);
             Transmit { content, ..Transmit::new(path, number, Some(packet), open, first, now_pieces) }
         });
@@ -293,33 +286,29 @@ impl Sender {
             return transmit;
         }
         // What they replace is lost again only where the last of them has been seen, or should have been.
-        let last = PieceSent { number: transmit.number.unwrap_or(0) + u64::from(now_pieces) - 1, at: now };
+        let last = PieceSent { number: packet + u64::from(now_pieces) - 1, at: now };
         let open = self.frames.get_mut(&number).expect("the frame is open");
-        for index in replaces {
-            open.sent[usize::from(index)] = last;
-            if let Some(repair) = open.repair.get_mut(&index) {
-                repair.queued = false;
-            }
-        }
+        replaces.into_iter().for_each(|index| open.has_left(index, last));
         transmit
     }
 
-    /// Numbers the datagrams of a multicast transmission and pays for them.
+    /// Numbers the datagrams of a multicast transmission and pays for them; the first number.
     fn numbered(
         &mut self,
         now: Time,
         number: u64,
         make: impl FnOnce(Path, u64, &OpenFrame) -> Transmit,
-    ) -> Transmit {
+    ) -> (u64, Transmit) {
         let open = self.frames.get_mut(&number).expect("the frame is open");
         let set = self.sets.get_mut(&open.set).expect("sets are never removed");
-        let transmit = make(Path::Multicast { set: open.set }, set.next_number, open);
+        let packet = set.next_number;
+        let transmit = make(Path::Multicast { set: open.set }, packet, open);
         let pieces = usize::from(transmit.pieces);
         set.next_number += pieces as u64;
         let bytes = transmit.sealed_bytes() + pieces * self.config.datagram_overhead_bytes;
         self.bucket.take(bytes);
         self.history.sent(now, open.set, set.next_number, bytes);
-        transmit
+        (packet, transmit)
     }
 
     /// Asks the targets in turn.
