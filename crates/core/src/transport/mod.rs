@@ -64,6 +64,8 @@ pub const ANNOUNCE_SPANS_MAX: usize = 256;
 pub const REPAIR_COLLECT: Duration = Duration::from_millis(15);
 /// A piece that went over TCP counts as dropped (by a receiver without room) if nothing is acknowledged for so long.
 pub const UNICAST_RETRY: Duration = Duration::from_secs(2);
+/// A target that takes no more than one in so many of the bytes that the next slowest takes, or could take, holds the others up.
+const LAGGARD_RATIO: u64 = 4;
 /// Before a round trip has been measured, a piece that nothing follows counts as lost after this.
 pub const LOSS_DELAY_DEFAULT: Duration = Duration::from_millis(200);
 

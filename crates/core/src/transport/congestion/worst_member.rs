@@ -23,6 +23,7 @@ use std::time::Duration;
 use super::neighbours::Neighbours;
 use super::{CongestionControl, Sample, Traffic};
 use crate::time::Time;
+use crate::transport::LAGGARD_RATIO;
 
 /// Start: 200 Mbit/s.
 const RATE_START: u64 = 25_000_000;
@@ -64,8 +65,6 @@ const LOSS_SAMPLES: usize = 50;
 /// The base falls to no less than this share of itself by one sample that was short of things to send.
 const LIMITED_FALL: f64 = 0.8;
 
-/// A laggard takes no more than one in so many of the bytes that the next slowest member takes.
-const LAGGARD_RATIO: u64 = 4;
 /// For at least this long, and as many samples with losses: a host that had no time for a moment is none. No longer than
 /// that, since what it has not taken fills the window meanwhile.
 const LAGGARD_SPAN: Duration = Duration::from_millis(300);

@@ -47,6 +47,8 @@ pub(super) struct OpenFrame {
     pub(super) unicast_left: TargetMask,
     /// The ways by which they get it.
     pub(super) chains: Vec<Chain>,
+    /// When the first of it left, in whatever way.
+    pub(super) begun: Option<Time>,
     /// Members that all of it has been sent to, in whatever way: they may speak of it.
     pub(super) told: TargetMask,
     /// When the last of it was given to TCP.
@@ -84,6 +86,7 @@ impl OpenFrame {
             by_unicast,
             unicast_left: by_unicast,
             chains: Vec::new(),
+            begun: None,
             told: 0,
             unicast_at: Time::ZERO,
             multicast_next,

@@ -2,6 +2,7 @@
 
 mod feedback;
 mod frames;
+mod laggard;
 mod relay;
 mod repair;
 mod report;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use self::feedback::History;
 use self::frames::OpenFrame;
+use self::laggard::LookOut;
 use self::relay::Hops;
 use self::repair::MulticastRepair;
 use self::target::Target;
@@ -98,7 +100,8 @@ pub enum Expulsion {
     /// It has acknowledged nothing for [`SCATTER_SILENCE_MAX`](crate::limits::SCATTER_SILENCE_MAX) with frames open, or one of them not for
     /// [`SCATTER_FRAME_MAX`](crate::limits::SCATTER_FRAME_MAX).
     Silent,
-    /// It takes a quarter or less of what each other target takes: see [`CongestionControl::laggard`].
+    /// It takes a quarter or less of what each other target takes, or of what they could take if it did not hold them up over TCP: see
+    /// [`CongestionControl::laggard`].
     Laggard,
 }
 
@@ -164,6 +167,7 @@ pub struct Sender {
     /// What is to be multicast again, or parity in its place.
     multicast_repairs: VecDeque<MulticastRepair>,
     history: History,
+    look_out: LookOut,
     congestion: Box<dyn CongestionControl>,
     rate: u64,
     bucket: TokenBucket,
@@ -202,6 +206,7 @@ impl Sender {
             decide_at: None,
             multicast_repairs: VecDeque::new(),
             history: History::default(),
+            look_out: LookOut::default(),
             congestion,
             rate,
             bucket: TokenBucket::new(now),
@@ -357,6 +362,7 @@ impl Sender {
             !self.multicast.is_empty() || !self.multicast_repairs.is_empty() || self.is_unicast_paced();
         let pace = to_send.then(|| self.bucket.ready_at(self.rate));
         let laggard = self.congestion.laggard().map(|(_, at)| at);
+        let laggard = laggard.into_iter().chain(self.look_out.timeout());
         announce.chain(silence).chain(laggard).chain(self.decide_at).chain(pace).min()
     }
 
@@ -395,6 +401,7 @@ impl Sender {
     fn tick(&mut self, now: Time) {
         self.rate = self.congestion.rate(now);
         let laggard = self.congestion.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target);
+        let laggard = laggard.or_else(|| self.tcp_laggard(now));
         let mut expelled = Vec::new();
         for (number, target) in &mut self.targets {
             if target.announce_at.is_some_and(|at| now >= at) || target.announce.len() >= ANNOUNCE_SPANS_MAX {

@@ -57,7 +57,7 @@ pub(super) struct Hops(HashSet<(u16, u16)>);
 
 impl Hops {
     /// Divides `members` into chains: one if that is found, and it begins with another target for each `turn`.
-    fn chains(&self, members: TargetMask, turn: u64) -> Vec<Chain> {
+    pub(super) fn chains(&self, members: TargetMask, turn: u64) -> Vec<Chain> {
         let mut left: Vec<u16> = targets_of(members).collect();
         if left.is_empty() {
             return Vec::new();
@@ -266,6 +266,7 @@ impl Sender {
             };
             *counter += u64::from(pieces);
             let transmit = Transmit::new(path, frame, None, open, first, pieces);
+            open.begun.get_or_insert(now);
             let is_last = first + pieces == open.count;
             let (waiting, set) = (open.waiting & members, open.set);
             if is_last {

@@ -27,6 +27,7 @@ impl Sender {
         }
         self.look_for_silence(target, report, now);
         let state = self.targets.get_mut(&target).expect("checked above");
+        state.pace.measure(now);
         if let Some(sample) = state.path.on_report(now, report, &self.history) {
             self.congestion.on_sample(now, target, &sample);
         }
@@ -68,10 +69,12 @@ impl Sender {
         for number in acked {
             let frame = self.frames.get_mut(&number).expect("found above");
             frame.waiting &= !mask;
+            let (begun, bytes) = (frame.begun.unwrap_or(now), frame.body.len());
             let settled = frame.waiting == 0;
             let state = self.target(target);
             state.heard = now;
             state.settle(number);
+            state.pace.took(now, begun, bytes);
             self.events.push_back(SenderEvent::Acked { frame: number, target });
             if settled {
                 self.forget(number);

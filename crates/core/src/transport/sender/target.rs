@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::feedback::PathState;
+use super::laggard::Pace;
 use super::relay::{Delivery, Silence};
 use crate::limits::{SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 use crate::time::Time;
@@ -41,6 +42,7 @@ pub(super) struct Target {
     pub(super) announce: Vec<FrameSpan>,
     pub(super) announce_at: Option<Time>,
     pub(super) path: PathState,
+    pub(super) pace: Pace,
     pub(super) takes_parity: bool,
 }
 
@@ -61,6 +63,7 @@ impl Target {
             announce: Vec::new(),
             announce_at: None,
             path: PathState::default(),
+            pace: Pace::default(),
             takes_parity: false,
         }
     }

@@ -249,6 +249,7 @@ impl Sender {
             Transmit::new(path, number, Some(packet), open, first, pieces)
         });
         let open = self.frames.get_mut(&number).expect("the frame is open");
+        open.begun.get_or_insert(now);
         for (index, number) in (first..first + pieces).zip(packet..) {
             open.has_left(index, PieceSent { number, at: now });
         }
