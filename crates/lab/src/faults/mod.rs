@@ -43,6 +43,8 @@ pub enum Scenario {
     RelayDies,
     /// What one target passes on to another does not get there any more, and nobody is told.
     RelayIsCut,
+    /// A target's link is much slower than the other's: nobody waits for it for long.
+    RelayIsSlow,
     /// A host that is in nobody's set listens, plays again and forges.
     Intruder,
     /// Nothing is moved: `doctor` finds what is wrong, and nothing else.
@@ -73,7 +75,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Paused,
         Self::Loss,
         Self::Ipv6,
@@ -83,6 +85,7 @@ impl Scenario {
         Self::GroupsFallSilent,
         Self::RelayDies,
         Self::RelayIsCut,
+        Self::RelayIsSlow,
         Self::Intruder,
         Self::Doctor,
         Self::Cancel,
@@ -113,6 +116,7 @@ impl Scenario {
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
             Self::RelayIsCut => "relay-is-cut",
+            Self::RelayIsSlow => "relay-is-slow",
             Self::Intruder => "intruder",
             Self::Doctor => "doctor",
             Self::Cancel => "cancel",
@@ -144,6 +148,7 @@ impl Scenario {
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),
             Self::RelayIsCut => scenarios::relay_is_cut(bench),
+            Self::RelayIsSlow => scenarios::relay_is_slow(bench),
             Self::Intruder => intruder::play(bench),
             Self::Doctor => scenarios::doctor(bench),
             Self::Cancel => scenarios::cancel(bench),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::bench::{Bench, Ended};
-use crate::scatter::DATA_PORT;
+use crate::scatter::{DATA_PORT, log_of};
 
 /// A session that nothing slows down.
 const QUICK: Duration = Duration::from_secs(60);
@@ -151,6 +151,18 @@ pub(super) fn relay_is_cut(bench: &mut Bench<'_>) -> Result<()> {
     ))?;
     let ended = running.end(QUICK)?;
     ended.sums_up("passed on by targets")?;
+    all_moved(bench, &ended)
+}
+
+/// The others go on without it, and it gets what it can take.
+pub(super) fn relay_is_slow(bench: &mut Bench<'_>) -> Result<()> {
+    bench.session.lab.network.set_rate(&bench.target(1).link, "40mbit")?;
+    let ended = bench.migrate(&["--transport", "relay"])?.end(QUICK)?;
+    let log = log_of(&bench.session.lab.source);
+    ensure!(log.contains("leaves the scatter") && log.contains("host2"), "nobody left");
+    let [fast, slow] = [ended.when("vm1: running")?, ended.when("vm2: running")?];
+    println!("  vm1 runs at host1 after {fast:.1} s, vm2 at host2 after {slow:.1} s");
+    ensure!(fast < slow / 2.0, "vm1 has waited for vm2");
     all_moved(bench, &ended)
 }
 
