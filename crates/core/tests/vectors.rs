@@ -94,6 +94,8 @@ fn messages() -> Vec<(&'static str, Message)> {
             },
         ),
         ("hopped", Message::Hopped { target: 2, error: None }),
+        ("count_train", Message::CountTrain { set: 300 }),
+        ("train_counted", Message::TrainCounted { set: 300, datagrams: 680 }),
         ("examine", Message::Examine { group: SocketAddr::from(([239, 1, 2, 3], 4000)), key: KEY }),
         (
             "examined",

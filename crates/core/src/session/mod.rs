@@ -27,6 +27,7 @@ mod source;
 mod source_vm;
 mod target;
 mod target_vm;
+mod trains;
 
 pub use addresses::{AddressAction, AddressSet, Addresses};
 pub use frame_queues::FrameQueues;
@@ -37,6 +38,7 @@ pub use source::{SourceAction, SourceSession, VmStage};
 pub use source_vm::{RecordCounts, SourceVm, SourceVmError, StreamFrame};
 pub use target::{TargetAction, TargetSession};
 pub use target_vm::{Output, TargetVm, TargetVmError};
+pub use trains::Burst;
 
 use crate::limits::{BLOCK_PAGES_MAX, NAME_BYTES_MAX, VM_BLOCKS_MAX};
 use crate::page::{DigestKey, MacKey, PAGE_SIZE};

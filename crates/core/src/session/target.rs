@@ -203,6 +203,10 @@ impl TargetSession {
             }
             Message::Join { set } => self.actions.push_back(self.memberships.join(set)?),
             Message::Leave { set } => self.actions.extend(self.memberships.leave(set)?),
+            Message::CountTrain { set } => {
+                let datagrams = self.receiver.train_datagrams(set).ok_or("a set that was not granted")?;
+                self.actions.push_back(TargetAction::Send(Message::TrainCounted { set, datagrams }));
+            }
             Message::Hop { target, addr, hello } => {
                 self.actions.push_back(self.relaying.open(target, addr, hello)?);
             }

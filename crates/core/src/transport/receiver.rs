@@ -12,7 +12,7 @@ use crate::limits::RECEIVER_BYTES_MAX;
 use crate::time::Time;
 use crate::wire::NumberWindow;
 use crate::wire::control::{FrameGap, FrameSpan, LinkCounters, Report};
-use crate::wire::piece::{PieceError, PieceHeader, PieceKind, open_piece, peek_set};
+use crate::wire::piece::{PROBE_OF_TRAIN, PieceError, PieceHeader, PieceKind, open_piece, peek_set};
 use crate::wire::seal::{Channel, OpenError, OpenKey};
 
 /// What a [`Receiver`] is told when it is made.
@@ -96,6 +96,8 @@ struct Set {
     key: OpenKey,
     /// What the last report said of it.
     reported_below: u64,
+    /// Probes of trains that have come.
+    train: u64,
 }
 
 /// A frame that is not complete.
@@ -172,7 +174,7 @@ impl Receiver {
     /// Makes the target a member of a set. The key should open [`Channel::MULTICAST`], [`Channel::PROBE`] where probes
     /// are expected, [`Channel::RELAY`], and the target's own [`Channel::unicast`]. A set that is there already stays as it is.
     pub fn add_set(&mut self, set: u16, key: OpenKey) {
-        self.sets.entry(set).or_insert(Set { key, reported_below: 0 });
+        self.sets.entry(set).or_insert(Set { key, reported_below: 0, train: 0 });
     }
 
     /// Ends the membership; what is incomplete of the set's frames is dropped.
@@ -253,6 +255,12 @@ impl Receiver {
         match header.kind {
             PieceKind::Scatter => self.on_scatter(header, payload),
             PieceKind::Parity if header.channel == Channel::MULTICAST => self.on_scatter(header, payload),
+            PieceKind::Probe if header.frame == PROBE_OF_TRAIN => {
+                if let Some(set) = self.sets.get_mut(&header.set) {
+                    set.train += 1;
+                }
+                Ok(())
+            }
             PieceKind::Probe => {
                 if self.probes.len() < PROBES_MAX {
                     self.probes.push_back((header.set, header.frame));
@@ -354,7 +362,12 @@ impl Receiver {
         self.ready.pop_front()
     }
 
-    /// The next probe that has arrived: its set and its number.
+    /// How many probes of trains have arrived of a set; `None` if the target is no member.
+    pub fn train_datagrams(&self, set: u16) -> Option<u64> {
+        self.sets.get(&set).map(|set| set.train)
+    }
+
+    /// The next probe that has arrived, but for those of trains: its set and its number.
     pub fn poll_probe(&mut self) -> Option<(u16, u64)> {
         self.probes.pop_front()
     }

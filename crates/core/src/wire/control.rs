@@ -60,6 +60,9 @@ pub const FEATURE_LINK_COUNTERS: u64 = 4;
 /// Bit of [`Hello::features`]: uses parity pieces ([`PieceKind::Parity`](super::piece::PieceKind::Parity)).
 pub const FEATURE_PARITY: u64 = 8;
 
+/// Bit of [`Hello::features`]: counts trains of probes, and answers [`Message::CountTrain`].
+pub const FEATURE_TRAINS: u64 = 16;
+
 /// A session or a VM, as 16 bytes of a UUID in network order.
 pub type Uuid = [u8; 16];
 
@@ -82,7 +85,7 @@ pub struct Hello {
     /// Highest.
     pub version_max: u16,
     /// Optional abilities, a bit each: [`FEATURE_RELAY`], [`FEATURE_EXAMINE`], [`FEATURE_LINK_COUNTERS`],
-    /// [`FEATURE_PARITY`]; unknown bits are ignored.
+    /// [`FEATURE_PARITY`], [`FEATURE_TRAINS`]; unknown bits are ignored.
     pub features: u64,
     /// The sender's name, as its certificate has it.
     pub name: String,
@@ -406,6 +409,19 @@ pub enum Message {
 
     /// Target: how much of what its link brings is of this session.
     LinkCounters(LinkCounters),
+
+    /// Source, to a target with [`FEATURE_TRAINS`]: a train of probes has left; how much of it has come?
+    CountTrain {
+        /// The set to whose group it was sent.
+        set: u16,
+    },
+    /// Target: the answer.
+    TrainCounted {
+        /// The set.
+        set: u16,
+        /// Probes of trains that have come on its group since it was granted.
+        datagrams: u64,
+    },
 }
 
 /// Why bytes are no control message.

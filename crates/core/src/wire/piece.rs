@@ -37,6 +37,9 @@ pub const STRIPS: usize = 8;
 
 const _: () = assert!(FRAME_SEALED_BODY_BYTES_MAX + PIECE_OVERHEAD_BYTES <= PIECE_BYTES_MAX);
 
+/// Frame number of a probe that is one of a train: it is counted, and not answered by itself.
+pub const PROBE_OF_TRAIN: u64 = 1;
+
 /// What a piece is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

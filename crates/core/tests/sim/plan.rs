@@ -26,6 +26,10 @@ pub struct Plan {
     pub relay: bool,
     /// All targets can use parity.
     pub parity: bool,
+    /// Targets are tried with trains of probes.
+    pub trains: bool,
+    /// No more than one in ten datagrams of multicast gets to this target.
+    pub policed: Option<u16>,
     /// Multicast does not reach this target any more from some time on.
     pub falls_silent: Option<(Duration, u16)>,
     /// From some time on what the first passes on to the second is lost; whether it notices.
@@ -99,6 +103,8 @@ impl Plan {
         self.hop_breaks = rng.one_in(3).then(|| (moment(rng), (target(rng), target(rng)), rng.one_in(2)));
         self.hopless = rng.one_in(8).then(|| target(rng));
         self.splits = rng.one_in(8);
+        self.trains = rng.one_in(4);
+        self.policed = (self.trains && rng.one_in(2)).then(|| target(rng));
     }
 
     /// A quiet run of `vms` guests, one after another over the targets: no loss, no fault.
@@ -123,6 +129,8 @@ impl Plan {
             splits: false,
             relay: false,
             parity: false,
+            trains: false,
+            policed: None,
             falls_silent: None,
             hop_breaks: None,
             hopless: None,

@@ -19,7 +19,7 @@ use vmscatter_core::time::Time;
 use vmscatter_core::transport::{Path, Receiver, ReceiverConfig, Sender, SenderConfig, SenderEvent};
 use vmscatter_core::wire::control::{Message, SetGrant, VmSpec};
 use vmscatter_core::wire::frame::{Compression, Encoder};
-use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::piece::{PROBE_OF_TRAIN, PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, SealKey};
 
@@ -148,8 +148,11 @@ impl Source {
         let served = |at: &usize| AddressSet { number: *at as u16, members: multicast[*at].set };
         let lists = if plan.relay { &[][..] } else { &order.lists[..] };
         let lists_of_sets = lists.iter().map(|list| list.iter().map(served).collect());
-        let addresses = Addresses::new(lists_of_sets, vec![SenderConfig::default().datagram_bytes]);
+        let mut addresses = Addresses::new(lists_of_sets, vec![SenderConfig::default().datagram_bytes]);
         let able = TargetSet((1 << plan.targets) - 1);
+        if plan.trains {
+            addresses.try_at(sender.rate(), able);
+        }
         let mut hops = Hops::new(able, multicast.iter().map(|set| set.set));
         if plan.relay {
             hops.without_multicast(Time::ZERO);
@@ -255,6 +258,7 @@ impl Source {
             }
             Message::Joined { set, error } => self.addresses.joined(net.now, target, set, error),
             Message::Heard { set } => self.addresses.heard(target, set),
+            Message::TrainCounted { set, datagrams } => self.addresses.counted(target, set, datagrams),
             Message::Hopped { target: to, error } => {
                 self.hops.answered(target, to, error.is_none(), &mut self.sender);
             }
@@ -408,12 +412,19 @@ impl Source {
             }
         }
         for (number, _) in self.addresses.probes(net.now) {
-            let set = self.sets.get_mut(&number).expect("it is a set");
-            let header = PieceHeader::whole(PieceKind::Probe, number, SESSION_TAG, 0, 16);
-            let mut piece = Vec::new();
-            seal_piece(&mut set.probe, &header, &[0; 16], &mut piece).unwrap();
-            net.multicast(set.group.expect("it is served by an address"), &piece);
+            self.probe(net, number, 0);
         }
+        while let Some(burst) = self.addresses.train(net.now) {
+            (0..burst.datagrams).for_each(|_| self.probe(net, burst.set, PROBE_OF_TRAIN));
+        }
+    }
+
+    fn probe(&mut self, net: &mut Net, number: u16, frame: u64) {
+        let set = self.sets.get_mut(&number).expect("it is a set");
+        let header = PieceHeader::whole(PieceKind::Probe, number, SESSION_TAG, frame, 16);
+        let mut piece = Vec::new();
+        seal_piece(&mut set.probe, &header, &[0; 16], &mut piece).unwrap();
+        net.multicast(set.group.expect("it is served by an address"), &piece);
     }
 
     /// Has targets connect to each other, and what waits for that go.

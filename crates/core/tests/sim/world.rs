@@ -90,6 +90,8 @@ pub struct Net {
     /// Who has joined each multicast group; a deaf target gets nothing all the same, and a refusing one can't.
     joined: HashMap<SocketAddr, HashSet<u16>>,
     deaf: HashSet<u16>,
+    /// One in ten datagrams gets to this one.
+    policed: Option<u16>,
     hopless: Option<u16>,
     /// Hops that swallow what they get, and whether the target before them notices.
     broken: HashMap<(u16, u16), bool>,
@@ -184,7 +186,7 @@ impl Net {
         let mut members: Vec<u16> = self.joined.get(&group).into_iter().flatten().copied().collect();
         members.sort_unstable();
         for member in &members {
-            if self.deaf.contains(member) {
+            if self.deaf.contains(member) || (self.policed == Some(*member) && !self.rng.one_in(10)) {
                 continue;
             }
             if self.rng.below(1000) < self.loss_per_mille {
@@ -285,6 +287,7 @@ impl World {
             dead: vec![false; usize::from(plan.targets)],
             joined: HashMap::new(),
             deaf: plan.deaf.into_iter().collect(),
+            policed: plan.policed,
             hopless: plan.hopless,
             broken: HashMap::new(),
             refusing: plan.refusing,

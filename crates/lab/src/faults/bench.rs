@@ -25,6 +25,8 @@ use crate::weight;
 
 const LOOK: Duration = Duration::from_millis(5);
 const ATTACH: Duration = Duration::from_secs(5);
+/// What says whether interrupts come.
+const INTERRUPTS: [&str; 3] = ["info irq", "info registers -a", "info lapic"];
 /// Ticks seen before a guest counts as running, and how long they may take.
 const TICKS: usize = 10;
 const TICKS_WITHIN: Duration = Duration::from_secs(20);
@@ -59,12 +61,18 @@ pub(super) struct Ended {
     pub(super) twins: Vec<Option<Qemu>>,
 }
 
-/// What can be seen of a guest that does nothing: what it said last, where its processors are, and what they wait for.
+/// What can be seen of a guest that does nothing: what it said last, where its processors are, what they wait for, and whether interrupts come, a
+/// second apart: one that gets its timer's may wait for the serial line alone.
 fn stuck(guest: &Guest, qmp: &Qmp, since: usize) -> String {
     let monitor = |command: &str| qmp.human(command).unwrap_or_else(|error| error.to_string());
     let (ticks, lines) = (guest.serial.ticks().len() - since, guest.serial.last_lines(20).join("\n"));
-    let said: Vec<String> =
-        ["info status", "info cpus", "info registers -a", "info lapic", "info pic"].map(monitor).into();
+    let said: Vec<String> = [&["info status", "info cpus"][..], &INTERRUPTS, &["info pic"]]
+        .concat()
+        .into_iter()
+        .map(monitor)
+        .collect();
+    thread::sleep(Duration::from_secs(1));
+    let said: Vec<String> = said.into_iter().chain(INTERRUPTS.map(monitor)).collect();
     format!("{ticks} ticks since\n{lines}\n{}", said.join("\n"))
 }
 

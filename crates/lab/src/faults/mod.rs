@@ -37,6 +37,8 @@ pub enum Scenario {
     NoLongMulticast,
     /// Multicast reaches no target: they pass on to each other what all need.
     NoMulticastAtAll,
+    /// The network lets no more than a trickle of multicast through to one target.
+    LittleMulticast,
     /// The switch forgets on the way who wants what: no multicast reaches any target any more.
     GroupsFallSilent,
     /// A target that passes frames on is killed.
@@ -75,13 +77,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Paused,
         Self::Loss,
         Self::Ipv6,
         Self::NoMulticast,
         Self::NoLongMulticast,
         Self::NoMulticastAtAll,
+        Self::LittleMulticast,
         Self::GroupsFallSilent,
         Self::RelayDies,
         Self::RelayIsCut,
@@ -113,6 +116,7 @@ impl Scenario {
             Self::NoMulticast => "no-multicast",
             Self::NoLongMulticast => "no-long-multicast",
             Self::NoMulticastAtAll => "no-multicast-at-all",
+            Self::LittleMulticast => "little-multicast",
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
             Self::RelayIsCut => "relay-is-cut",
@@ -145,6 +149,7 @@ impl Scenario {
             Self::NoMulticast => scenarios::no_multicast(bench),
             Self::NoLongMulticast => scenarios::no_long_multicast(bench),
             Self::NoMulticastAtAll => scenarios::no_multicast_at_all(bench),
+            Self::LittleMulticast => scenarios::little_multicast(bench),
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),
             Self::RelayIsCut => scenarios::relay_is_cut(bench),

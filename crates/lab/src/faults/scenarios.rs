@@ -81,6 +81,10 @@ pub(super) fn ipv6(bench: &mut Bench<'_>) -> Result<()> {
     all_moved(bench, &ended)
 }
 
+/// Drops multicast beyond 8 Mbit/s, as switches do that guard against storms.
+const TRICKLE: &str = "table netdev lab { chain multicast { type filter hook ingress device eth0 priority 0; \
+     ip daddr 224.0.0.0/4 ip protocol udp limit rate over 1000 kbytes/second burst 64 kbytes drop; }; }";
+
 pub(super) fn no_multicast(bench: &mut Bench<'_>) -> Result<()> {
     bench.target(1).nft(DEAF)?;
     let ended = bench.migrate(&[])?.end(QUICK)?;
@@ -106,6 +110,19 @@ pub(super) fn no_multicast_at_all(bench: &mut Bench<'_>) -> Result<()> {
         ended.line(&format!("warning: multicast does not reach {host}"))?;
     }
     ended.sums_up("passed on by targets")?;
+    all_moved(bench, &ended)
+}
+
+/// Probes reach both, and a train of them one: that is found before anything is sent, and the other's frames go by multicast as ever.
+pub(super) fn little_multicast(bench: &mut Bench<'_>) -> Result<()> {
+    bench.session.lab.network.cut_super_packets(&bench.target(1).link, true)?;
+    bench.target(1).nft(TRICKLE)?;
+    let ended = bench.migrate(&[])?.end(QUICK)?;
+    let line = ended.line("warning: multicast does not reach host2 (")?;
+    println!("  {line}");
+    ensure!(line.contains("datagrams arrive at 200 Mbit/s"), "{line}");
+    ensure!(!ended.stderr.contains("not reach host1"), "{}", ended.stderr.trim());
+    ended.went_by_multicast()?;
     all_moved(bench, &ended)
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use vmscatter_core::session::Burst;
 use vmscatter_core::transport::Transmit;
-use vmscatter_core::wire::piece::{PIECE_OVERHEAD_BYTES, PieceHeader, PieceKind, seal_piece};
+use vmscatter_core::wire::piece::{PIECE_OVERHEAD_BYTES, PROBE_OF_TRAIN, PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::relay;
 use vmscatter_core::wire::seal::{Channel, KEY_BYTES, SealError, SealKey};
 
@@ -79,6 +80,24 @@ impl Outlet {
         // What the kernel does not take is lost like any datagram; another will follow.
         let sent = socket.send(group.addr, &piece, piece.len());
         sent.inspect_err(|error| tracing::debug!("probe: {error}")).is_ok()
+    }
+
+    /// Sends these datagrams of a train to the set's group, where members count them.
+    pub fn train(&mut self, burst: &Burst) {
+        let group = self.sets.get_mut(&burst.set).and_then(|set| set.group.as_mut());
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return };
+        let payload = vec![0; burst.bytes.max(PROBE_BYTES_MIN) - PIECE_OVERHEAD_BYTES];
+        let header =
+            PieceHeader::whole(PieceKind::Probe, burst.set, self.session_tag, PROBE_OF_TRAIN, payload.len());
+        self.sealed.clear();
+        for _ in 0..burst.datagrams {
+            if seal_piece(&mut group.probes, &header, &payload, &mut self.sealed).is_err() {
+                return tracing::error!("a set's key is used up");
+            }
+        }
+        if let Err(error) = socket.send(group.addr, &self.sealed, payload.len() + PIECE_OVERHEAD_BYTES) {
+            tracing::debug!("train of probes: {error}");
+        }
     }
 
     /// Seals and multicasts these pieces; returns how many bytes they have, sealed.

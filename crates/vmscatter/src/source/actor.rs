@@ -349,6 +349,7 @@ impl Actor {
             }
             Message::Joined { set, error } => self.scatter.joined(target, set, error),
             Message::Heard { set } => self.scatter.heard(target, set),
+            Message::TrainCounted { set, datagrams } => self.scatter.counted(target, set, datagrams),
             Message::Hopped { target: to, error } => self.scatter.hopped(target, to, error),
             Message::Ping(number) => self.links[usize::from(target)].send(Message::Pong(number)),
             Message::Granted => self.links[usize::from(target)].granted(),

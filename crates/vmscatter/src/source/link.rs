@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmscatter_core::session::OwnKeys;
-use vmscatter_core::wire::control::{FEATURE_PARITY, FEATURE_RELAY, Message, SetGrant, Uuid};
+use vmscatter_core::wire::control::{FEATURE_PARITY, FEATURE_RELAY, FEATURE_TRAINS, Message, SetGrant, Uuid};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, session_tag};
 use vmscatter_core::wire::seal::SealError;
 
@@ -42,6 +42,7 @@ pub(super) struct TargetLink {
     data_addr: SocketAddr,
     can_relay: bool,
     takes_parity: bool,
+    counts_trains: bool,
     mtu: u32,
     session_tag: u64,
     control: tokio::sync::mpsc::UnboundedSender<Message>,
@@ -85,6 +86,7 @@ impl TargetLink {
             data_addr: addr,
             can_relay: peer.features & FEATURE_RELAY != 0,
             takes_parity: peer.features & FEATURE_PARITY != 0,
+            counts_trains: peer.features & FEATURE_TRAINS != 0,
             mtu: peer.resources.mtu,
             session_tag: tag,
             control: messages,
@@ -123,6 +125,11 @@ impl TargetLink {
     /// Whether it can use parity pieces.
     pub(super) fn takes_parity(&self) -> bool {
         self.takes_parity
+    }
+
+    /// Whether it counts trains of probes.
+    pub(super) fn counts_trains(&self) -> bool {
+        self.counts_trains
     }
 
     /// The first piece of a data connection to it.

@@ -11,6 +11,8 @@
 //! - Probes are as long as the datagrams that follow. In the latter half of the time that is given to hear one they are shorter, for who is
 //!   still to hear one: a path may carry less than the interfaces at its ends. Frames of a set are cut for the member whose path
 //!   carries least.
+//! - With [`Addresses::try_at`], each target is sent a train of probes at the session's rate before the first set that reaches it. Where too little of it
+//!   gets there, frames go over TCP too.
 //! - New members are told to join when the last frame of the set before has left, and the others to leave when that set
 //!   is settled: nobody gets by multicast what is not for it, but for what switches are slow to stop. What a slow member
 //!   has not acknowledged by then, and misses, comes over TCP.
@@ -26,6 +28,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::trains::{Burst, Trains};
 use crate::placement::{TargetId, TargetSet};
 use crate::time::Time;
 use crate::transport::Sender;
@@ -82,6 +85,7 @@ pub struct Addresses {
     slow: TargetSet,
     /// Targets that have left the scatter.
     gone: TargetSet,
+    trains: Trains,
     actions: VecDeque<AddressAction>,
     joins: u64,
     leaves: u64,
@@ -150,10 +154,16 @@ impl Addresses {
             unreached: TargetSet::EMPTY,
             slow: TargetSet::EMPTY,
             gone: TargetSet::EMPTY,
+            trains: Trains::default(),
             actions: VecDeque::new(),
             joins: 0,
             leaves: 0,
         }
+    }
+
+    /// Tries the targets in `able`, which can count, with trains of so many bytes a second.
+    pub fn try_at(&mut self, bytes_per_s: u64, able: TargetSet) {
+        self.trains = Trains::new(bytes_per_s, able);
     }
 
     /// What to do next.
@@ -163,7 +173,8 @@ impl Addresses {
 
     /// When [`Addresses::advance`] wants to be called if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.addresses.iter().filter_map(Address::timeout).min()
+        let addresses = self.addresses.iter().filter(|address| !self.is_tried(address));
+        addresses.filter_map(Address::timeout).chain(self.trains.timeout()).min()
     }
 
     /// Sets whose frames may be sent, the most urgent first.
@@ -188,6 +199,26 @@ impl Addresses {
             (preparing.set.number, self.lengths[preparing.length])
         };
         due.map(probe).collect()
+    }
+
+    /// What is to leave now of a train, to be told apart from other probes.
+    pub fn train(&mut self, now: Time) -> Option<Burst> {
+        self.trains.due(now)
+    }
+
+    /// So many datagrams of a train have come to a target.
+    pub fn counted(&mut self, target: u16, set: u16, datagrams: u64) {
+        if let Some(poor) = self.trains.counted(target, set, datagrams) {
+            let (sent, rate) = (poor.sent, poor.bytes_per_s * 8 / 1_000_000);
+            self.leave_where(target, |address| address.set_of(target));
+            self.give_up(target, Some(format!("{datagrams} of {sent} datagrams arrive at {rate} Mbit/s")));
+        }
+    }
+
+    /// Whether members of the set that comes next are being tried.
+    fn is_tried(&self, address: &Address) -> bool {
+        let next = address.preparing.as_ref().filter(|preparing| preparing.is_ready());
+        next.is_some_and(|preparing| self.trains.is_trying(preparing.set.members))
     }
 
     /// Whether every set has been sent and every address left.
@@ -249,6 +280,7 @@ impl Addresses {
     /// for others does not fill its link.
     pub fn remove_target(&mut self, target: u16) {
         self.gone = union(self.gone, single(target));
+        self.trains.forget(target);
         self.leave_where(target, |address| address.set_of(target));
     }
 
@@ -256,6 +288,13 @@ impl Addresses {
     /// over TCP.
     pub fn advance(&mut self, now: Time, sender: &mut Sender) {
         self.expire(now);
+        if let Some((set, targets)) = self.trains.asks(now) {
+            let ask = |target: TargetId| AddressAction::Send {
+                target: target.0.into(),
+                message: Message::CountTrain { set },
+            };
+            self.actions.extend(targets.members().map(ask));
+        }
         for at in 0..self.addresses.len() {
             self.advance_address(at, now, sender);
         }
@@ -272,6 +311,7 @@ impl Addresses {
 
     /// The target is waited for nowhere any more, and is not asked to join again.
     fn give_up(&mut self, target: u16, error: Option<String>) {
+        self.trains.forget(target);
         self.leave_where(target, |address| {
             let preparing = address.preparing.as_ref().filter(|set| contains(set.waiting(), target));
             preparing.map(|preparing| preparing.set.number)
@@ -313,10 +353,13 @@ impl Addresses {
         } else {
             self.prepare(at, now);
         }
-        let address = &mut self.addresses[at];
-        if address.preparing.as_ref().is_some_and(|preparing| !preparing.is_ready()) {
+        self.line_up(at);
+        let address = &self.addresses[at];
+        if address.preparing.as_ref().is_some_and(|preparing| !preparing.is_ready()) || self.is_tried(address)
+        {
             return;
         }
+        let address = &mut self.addresses[at];
         let before = address.sending.take();
         if let Some(before) = &before
             && !unsettled.is_empty()
@@ -325,6 +368,22 @@ impl Addresses {
             sender.repair_by_unicast(before.set.number);
         }
         self.go_on(at, before, sender);
+    }
+
+    /// Has the members of the next set tried that hear it by now and have not been.
+    fn line_up(&mut self, at: usize) {
+        let address = &self.addresses[at];
+        let Some(preparing) = address.preparing.as_ref().filter(|preparing| preparing.is_ready()) else {
+            return;
+        };
+        let (set, reached) = (preparing.set, intersection(preparing.set.members, address.reached));
+        let bytes = self.carried_by(reached).unwrap_or(self.lengths[0]);
+        self.trains.line_up(set.number, reached, bytes);
+    }
+
+    /// Bytes of the longest datagrams that get to all of these, if that is less than others carry.
+    fn carried_by(&self, targets: TargetSet) -> Option<usize> {
+        targets.members().filter_map(|target| self.carried.get(&u16::from(target.0))).min().copied()
     }
 
     /// Tells the new members of the next set to join, if there is one that is not being prepared yet.
@@ -370,10 +429,11 @@ impl Addresses {
             for target in without(set.members, address.reached).members() {
                 sender.serve_by_unicast(set.number, target.0.into());
             }
-            let reached = intersection(set.members, address.reached).members();
-            if let Some(bytes) = reached.filter_map(|target| self.carried.get(&u16::from(target.0))).min() {
-                sender.limit_datagrams(set.number, *bytes);
+            let reached = intersection(set.members, address.reached);
+            if let Some(bytes) = self.carried_by(reached) {
+                sender.limit_datagrams(set.number, bytes);
             }
+            let address = &mut self.addresses[at];
             address.sending = Some(Sending { set, is_exhausted: false, sent: None });
         }
     }

@@ -26,6 +26,9 @@ struct World {
     /// Bytes that get to a target at most, and the longest datagrams of each set.
     narrow: BTreeMap<u16, usize>,
     longest: BTreeMap<u16, usize>,
+    /// To this one only one in ten datagrams gets; and those of trains that have come, by target and set.
+    policed: Option<u16>,
+    trains: BTreeMap<(u16, u16), u64>,
     frames: u64,
     /// Frames that have left by multicast and that a target has not acknowledged.
     open: BTreeSet<(u64, u16)>,
@@ -60,6 +63,8 @@ fn world(sets: &[u128], lists: &[&[u16]]) -> World {
         slow: TargetSet::EMPTY,
         narrow: BTreeMap::new(),
         longest: BTreeMap::new(),
+        policed: None,
+        trains: BTreeMap::new(),
         frames: 0,
         open: BTreeSet::new(),
         unreached: Vec::new(),
@@ -77,6 +82,11 @@ impl World {
                 AddressAction::Send { target, message: Message::Leave { set } } => {
                     self.joined[self.at[&set]].remove(&target);
                 }
+                AddressAction::Send { target, message: Message::CountTrain { set } } => {
+                    if !contains(self.dead, target) {
+                        self.addresses.counted(target, set, self.trains[&(target, set)]);
+                    }
+                }
                 AddressAction::Send { message, .. } => panic!("{message:?} is not about groups"),
                 AddressAction::Unreached { target, .. } => self.unreached.push(target),
             }
@@ -88,6 +98,12 @@ impl World {
                 if contains(self.members[&set], target) && gets_there {
                     self.addresses.heard(target, set);
                 }
+            }
+        }
+        while let Some(burst) = self.addresses.train(self.now) {
+            for target in &self.joined[self.at[&burst.set]] {
+                let share = if self.policed == Some(*target) { 10 } else { 1 };
+                *self.trains.entry((*target, burst.set)).or_default() += u64::from(burst.datagrams / share);
             }
         }
         self.addresses.advance(self.now, &mut self.sender);
@@ -244,6 +260,30 @@ fn shorter_datagrams_are_tried() {
         let longest = world.longest[&0];
         assert!(longest <= expected && longest + 8 > expected, "{longest} where {most} get there");
         assert!(world.longest[&1] > 1472 - 8, "the others' own set is cut as long as ever");
+    }
+}
+
+/// Who gets little of a train is served over TCP from the start; each is tried once, and nobody is waited for who does not answer.
+#[test]
+fn targets_are_tried_with_trains() {
+    for dead in [0, 0b0010] {
+        let mut world = world(&[0b0111, 0b1101, 0b1010], &[&[0, 2], &[1]]);
+        world.addresses.try_at(25_000_000, TargetSet(0b1111));
+        world.policed = Some(2);
+        world.step();
+        assert_eq!(world.ready(), [0u16; 0], "they have heard a probe");
+        world.dead = TargetSet(dead);
+        world.steps(Duration::from_millis(if dead == 0 { 160 } else { 460 }));
+        assert_eq!(world.ready(), [0, 1]);
+        assert_eq!(world.unreached, [2]);
+        assert_eq!(world.groups(), [vec![0, 1], vec![0, 3]], "it has been told to leave");
+        world.dead = TargetSet::EMPTY;
+        world.serve(0);
+        assert_eq!(world.ready(), [2, 1], "nobody is tried again");
+        world.serve(1);
+        world.serve(2);
+        assert_eq!(world.by_unicast.iter().copied().collect::<Vec<_>>(), [(0, 2), (1, 2)]);
+        assert!(world.addresses.is_over() && world.addresses.poll_timeout().is_none());
     }
 }
 

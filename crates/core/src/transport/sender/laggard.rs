@@ -21,7 +21,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const ALONE_PERCENT: usize = 80;
 /// For so long: a host that had no time for a moment is no laggard.
 const ALONE_MIN: Duration = Duration::from_secs(1);
-/// And goes on to acknowledge, at intervals no longer than this: else it is a hop before it that has broken, which is found in its own time.
+/// And acknowledges something all the while, at intervals no longer than this: else a hop before it has broken, or it stands still, which are
+/// found in their own time.
 const HEARD_MAX: Duration = Duration::from_millis(500);
 /// After so long the others get their occasion, of so many bytes, and the time for it; and not again for some time.
 const OCCASION_AFTER: Duration = Duration::from_millis(500);
@@ -107,7 +108,7 @@ impl Sender {
             return None;
         }
         self.look_out.at = now + LOOK_INTERVAL;
-        let target = self.awaited_alone();
+        let target = self.awaited_alone().filter(|target| now.since(self.targets[target].heard) <= HEARD_MAX);
         let awaited = self.look_out.awaited.filter(|before| Some(before.target) == target);
         self.look_out.awaited = awaited.or(target.map(|target| Awaited {
             target,
@@ -125,12 +126,11 @@ impl Sender {
             }
             return None;
         }
-        let state = &self.targets[&target];
-        let takes = (state.pace.taken - taken) as f64 / waited.as_secs_f64();
+        let takes = (self.targets[&target].pace.taken - taken) as f64 / waited.as_secs_f64();
         let others = self.targets.iter().filter(|(other, _)| **other != target);
         let others = others.filter_map(|(_, state)| state.pace.best(now)).min()?;
         let lags = takes * LAGGARD_RATIO as f64 <= others as f64;
-        (waited >= ALONE_MIN && now.since(state.heard) <= HEARD_MAX && lags).then_some(target)
+        (waited >= ALONE_MIN && lags).then_some(target)
     }
 
     /// The target for which nearly all frames wait that have been sent, if it is one, and it has TCP's window in use.

@@ -135,7 +135,9 @@ fn chains_keep_who_is_slow_for_a_moment_or_not_alone() {
     world.hosts[1].write = Duration::from_millis(40);
     world.scatter(&[1], 15, 100_000, 20 * SECOND);
     world.hosts[1].write = Duration::from_millis(2);
-    world.scatter(&[1], 1000, 100_000, 20 * SECOND);
+    // It stands still for most of a second, again and again.
+    world.hosts[1].runs = Some((Duration::from_millis(200), Duration::from_millis(1100)));
+    world.scatter(&[1], 1000, 100_000, 40 * SECOND);
     world.check_arrival();
     assert_eq!(world.expelled, []);
     let mut world = relayed(49);

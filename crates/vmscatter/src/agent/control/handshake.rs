@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 use vmscatter_core::wire::control::{
-    Envelope, FEATURE_EXAMINE, FEATURE_LINK_COUNTERS, FEATURE_PARITY, FEATURE_RELAY, HELLO_MAGIC, Hello,
-    Message, Resources, Uuid, VERSION_MAX, VERSION_MIN, common_version,
+    Envelope, FEATURE_EXAMINE, FEATURE_LINK_COUNTERS, FEATURE_PARITY, FEATURE_RELAY, FEATURE_TRAINS,
+    HELLO_MAGIC, Hello, Message, Resources, Uuid, VERSION_MAX, VERSION_MIN, common_version,
 };
 
 use super::stream::{read_envelope, write_message};
@@ -87,7 +87,7 @@ pub fn hello(name: &str, resources: Resources) -> Hello {
         magic: HELLO_MAGIC,
         version_min: VERSION_MIN,
         version_max: VERSION_MAX,
-        features: FEATURE_RELAY | FEATURE_EXAMINE | FEATURE_LINK_COUNTERS | FEATURE_PARITY,
+        features: FEATURE_RELAY | FEATURE_EXAMINE | FEATURE_LINK_COUNTERS | FEATURE_PARITY | FEATURE_TRAINS,
         name: name.to_owned(),
         resources,
     }

@@ -60,6 +60,8 @@ enum Order {
     Joined(u16, u16, Option<String>),
     /// A probe has reached this target on this set's group.
     Heard(u16, u16),
+    /// So many datagrams of trains have come to this target on this set's group.
+    Counted(u16, u16, u64),
     /// The first target can pass frames on to the second, or says why it can't.
     Hopped(u16, u16, Option<String>),
     RemoveTarget(u16),
@@ -129,6 +131,11 @@ impl ScatterThread {
     /// A probe has reached the target on the set's group.
     pub(super) fn heard(&self, target: u16, set: u16) {
         self.order(Order::Heard(target, set));
+    }
+
+    /// So many datagrams of trains have come to the target on the set's group.
+    pub(super) fn counted(&self, target: u16, set: u16, datagrams: u64) {
+        self.order(Order::Counted(target, set, datagrams));
     }
 
     /// The target can pass frames on to another, or says why it can't.

@@ -129,8 +129,14 @@ impl Work {
             let Some(target) = plan.set.members().next() else { continue };
             self.frames.add(target.0.into(), plan.frames(contents), false);
         }
-        if self.setup.transport == Transport::Relay {
-            self.hops.without_multicast(self.now());
+        match self.setup.transport {
+            Transport::Relay => self.hops.without_multicast(self.now()),
+            Transport::Auto => {
+                let able = (0..).zip(&self.setup.links).filter(|(_, link)| link.counts_trains());
+                let able = able.map(|(target, _)| TargetId(target)).collect();
+                self.addresses.try_at(self.sender.rate(), able);
+            }
+            Transport::Multicast => {}
         }
         let mut outcome = self.shared.outcome();
         outcome.sets = self.setup.groups.sets.len() as u32;
@@ -216,6 +222,7 @@ impl Work {
             }
             Order::Joined(target, set, error) => self.addresses.joined(now, target, set, error),
             Order::Heard(target, set) => self.addresses.heard(target, set),
+            Order::Counted(target, set, datagrams) => self.addresses.counted(target, set, datagrams),
             Order::Hopped(from, to, error) => self.hopped(from, to, error),
             Order::RemoveTarget(target) => self.remove_target(target),
             Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
@@ -286,6 +293,9 @@ impl Work {
         }
         for (set, bytes) in self.addresses.probes(now) {
             self.outlet.probe(set, bytes);
+        }
+        while let Some(burst) = self.addresses.train(now) {
+            self.outlet.train(&burst);
         }
     }
 
