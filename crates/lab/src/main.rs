@@ -220,6 +220,9 @@ struct TransportArguments {
     /// Rate of the source, Mbit/s on the link [default: congestion control]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Option<u64>,
+    /// What each link carries, Mbit/s; rivals keep as far below it
+    #[arg(long, value_name = "MBIT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    link: u64,
     /// Answer losses by the pieces themselves only
     #[arg(long)]
     without_parity: bool,
@@ -327,6 +330,7 @@ fn main() -> ExitCode {
                 bytes: arguments.mib << 20,
                 rivals: arguments.rivals,
                 bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
+                link_mbit: arguments.link,
                 parity: !arguments.without_parity,
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))

@@ -122,7 +122,7 @@ impl Rival {
     /// All of them.
     pub const ALL: [Rival; 2] = [Self::Udpcast, Self::Uftp];
 
-    /// Options of the sender that are tried.
+    /// Options of the sender that are tried where links carry 1 Gbit/s.
     fn settings(self) -> &'static [&'static str] {
         match self {
             Self::Udpcast => &[
@@ -142,12 +142,13 @@ impl Rival {
         }
     }
 
-    /// Sends the material with each setting in turn.
-    pub(super) fn run(self, lab: &Lab, material: &Material) -> Result<Vec<RivalRun>> {
-        self.settings().iter().map(|options| self.run_with(lab, material, options)).collect()
+    /// Sends the material with each setting in turn, scaled to what links carry.
+    pub(super) fn run(self, lab: &Lab, material: &Material, link_mbit: u64) -> Result<Vec<RivalRun>> {
+        let settings = self.settings().iter().map(|options| scaled(options, link_mbit));
+        settings.map(|options| self.run_with(lab, material, &options)).collect()
     }
 
-    fn run_with(self, lab: &Lab, material: &Material, options: &'static str) -> Result<RivalRun> {
+    fn run_with(self, lab: &Lab, material: &Material, options: &str) -> Result<RivalRun> {
         let before = lab.network.sent_bytes(&lab.source.link)?;
         let mut receivers = Vec::new();
         for host in &lab.targets[..TARGETS] {
@@ -213,6 +214,24 @@ impl Rival {
     }
 }
 
+/// The options with their rates, which are those above a million bits a second, for links of another rate than 1 Gbit/s: `950m` and `950000` (kbit/s)
+/// become 380m and 380000 at 400 Mbit/s.
+fn scaled(options: &str, link_mbit: u64) -> String {
+    let rate = |number: &str| {
+        let (digits, unit) = number.strip_suffix('m').map_or((number, ""), |digits| (digits, "m"));
+        let rate: u64 = digits.parse().ok().filter(|rate| unit == "m" || *rate > 1_000)?;
+        Some(format!("{}{unit}", rate * link_mbit / 1_000))
+    };
+    let word = |word: &str| {
+        let parts = word.split('=').map(|part| match part.split_once(':') {
+            Some((number, rest)) => format!("{}:{rest}", rate(number).unwrap_or_else(|| number.to_owned())),
+            None => rate(part).unwrap_or_else(|| part.to_owned()),
+        });
+        parts.collect::<Vec<_>>().join("=")
+    };
+    options.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 fn same(one: &Path, other: &Path) -> Result<bool> {
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
@@ -249,4 +268,30 @@ pub(super) fn table(runs: &[(super::Scenario, Vec<RivalRun>)], material: &Materi
         }
     }
     String::from_utf8(text).expect("made of text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_scaled_and_nothing_else() {
+        let all = Rival::ALL.into_iter().flat_map(Rival::settings);
+        let scaled: Vec<String> = all.map(|options| scaled(options, 400)).collect();
+        assert_eq!(
+            scaled,
+            [
+                "--full-duplex",
+                "--full-duplex --max-bitrate 380m",
+                "--half-duplex --max-bitrate 380m",
+                "--full-duplex --max-bitrate 380m --fec 8x8/128",
+                "-R 380000",
+                "-R 360000",
+                "-R 320000",
+                "-R 240000",
+                "-R -1",
+                "-C tfmcc:init=200000:max=380000",
+            ]
+        );
+    }
 }

@@ -16,8 +16,8 @@ use crate::progress::Progress;
 
 /// Receivers of every scenario.
 pub(super) const TARGETS: usize = 3;
-const RATE: &str = "1gbit";
-const SLOW_RATE: &str = "100mbit";
+/// A slow receiver's link carries one part in so many of the others'.
+const SLOW_PART: u64 = 10;
 /// A TCP flow has the link to itself for this long, and is measured over the latter half.
 const TCP_ALONE: Duration = Duration::from_secs(4);
 
@@ -35,7 +35,7 @@ pub enum Scenario {
     Tcp,
     /// A TCP flow from another host to the first receiver
     TcpCross,
-    /// One receiver at 100 Mbit/s
+    /// One receiver at a tenth of the rate
     Slow,
 }
 
@@ -62,6 +62,8 @@ pub struct Options {
     pub bytes: u64,
     /// Bytes a second; `None`: congestion control.
     pub bandwidth: Option<u64>,
+    /// What each link carries, in Mbit/s.
+    pub link_mbit: u64,
     /// Losses may be answered by parity.
     pub parity: bool,
     /// To be compared with, in the scenarios of loss.
@@ -86,7 +88,7 @@ pub(super) struct Run {
 /// Runs the scenarios one after another and prints a table; `false` if something did not arrive as it was sent.
 pub fn run(options: &Options) -> Result<bool> {
     // One more, for traffic that is not ours.
-    let lab = Lab::new(TARGETS + 1, RATE)?;
+    let lab = Lab::new(TARGETS + 1, &format!("{}mbit", options.link_mbit))?;
     let progress = Progress::default();
     let (mut runs, mut rival_runs) = (Vec::new(), Vec::new());
     let material = rivals::Material::new(if options.rivals.is_empty() { 0 } else { options.bytes })?;
@@ -96,7 +98,7 @@ pub fn run(options: &Options) -> Result<bool> {
         if matches!(scenario, Scenario::Loss0 | Scenario::Loss1 | Scenario::Loss5) {
             for rival in &options.rivals {
                 progress.step(&format!("{scenario:?} {rival:?}"));
-                rival_runs.push((*scenario, rival.run(&lab, &material)?));
+                rival_runs.push((*scenario, rival.run(&lab, &material, options.link_mbit)?));
             }
         }
     }
@@ -111,7 +113,8 @@ fn run_one(lab: &Lab, scenario: Scenario, options: &Options) -> Result<Run> {
     for host in &lab.targets {
         lab.network.set_udp_loss(&host.link, scenario.loss_per_mille())?;
     }
-    lab.network.set_rate(slow, if scenario == Scenario::Slow { SLOW_RATE } else { RATE })?;
+    let mbit = options.link_mbit / if scenario == Scenario::Slow { SLOW_PART } else { 1 };
+    lab.network.set_rate(slow, &format!("{mbit}mbit"))?;
     let mut task = task(lab, TARGETS, options.bytes);
     (task.bandwidth, task.parity) = (options.bandwidth, options.parity);
     let flow = match scenario {
