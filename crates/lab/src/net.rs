@@ -79,11 +79,22 @@ impl Namespace {
 
     /// Gives `rules` to nft inside the namespace, for faults that [`Network::set_loss`] does not have.
     pub fn nft(&self, rules: &str) -> Result<()> {
+        self.ask_nft(rules).map(drop)
+    }
+
+    fn ask_nft(&self, rules: &str) -> Result<String> {
         let mut command = Command::new("nft");
-        let child = self.spawn(command.arg(rules).stdin(Stdio::null()).stderr(Stdio::piped()))?;
-        let output = child.wait_with_output()?;
+        command.arg(rules).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = self.spawn(&mut command)?.wait_with_output()?;
         ensure!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr).trim());
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Bytes that a counter of a netdev table has counted there.
+    pub fn counted_bytes(&self, table: &str, counter: &str) -> Result<u64> {
+        let said = self.ask_nft(&format!("list counter netdev {table} {counter}"))?;
+        let mut words = said.split_ascii_whitespace().skip_while(|word| *word != "bytes").skip(1);
+        words.next().and_then(|bytes| bytes.parse().ok()).with_context(|| format!("no bytes in {said:?}"))
     }
 }
 
@@ -182,6 +193,14 @@ impl Network {
             run("tc", &[&place[..], &shape[..]].concat())?;
         }
         Ok(())
+    }
+
+    /// Gives both ends of `link` another MTU, in bytes.
+    pub fn set_mtu(&self, link: &Link, mtu: u32) -> Result<()> {
+        let mtu = mtu.to_string();
+        [(link.namespace.name(), "eth0"), (self.switch.name(), link.port.as_str())].into_iter().try_for_each(
+            |(namespace, device)| run("ip", &["-n", namespace, "link", "set", device, "mtu", &mtu]),
+        )
     }
 
     /// Takes the limit off `link`, both ways; nothing is counted there any more.

@@ -22,6 +22,8 @@ const DATAGRAMS_MIN: u32 = 16;
 const BYTES_MAX: u64 = 4 << 20;
 /// As many datagrams as the rate allows leave each so long.
 const BURST: Duration = Duration::from_millis(1);
+/// A host that comes too late sends as much at once, and leaves out what it has missed before.
+const CATCH_UP: Duration = Duration::from_millis(2);
 /// The question goes over TCP, and must not overtake what still queues on the way.
 const ASK_AFTER: Duration = Duration::from_millis(30);
 /// Who has not answered by then is not asked again, and counts as reached.
@@ -114,8 +116,7 @@ impl Trains {
         let each = ((BURST.as_secs_f64() / one.as_secs_f64()) as u32).max(1);
         let datagrams = each.min(train.datagrams - train.sent);
         train.sent += datagrams;
-        // A host that comes too late does not send what it has missed at once.
-        train.due = Some(now.max(due + one * each));
+        train.due = Some(due.max(Time(now.0.saturating_sub(CATCH_UP.as_micros() as u64))) + one * each);
         if train.sent == train.datagrams {
             train.due = Some(now + ASK_AFTER);
         }
@@ -226,6 +227,20 @@ mod tests {
         assert_eq!(run(&mut trains, &mut now).1, 4);
         now = now + ANSWER_MAX;
         assert_eq!((trains.asks(now), trains.is_trying(set(!0)), trains.timeout()), (None, false, None));
+    }
+
+    #[test]
+    fn a_late_host_does_not_send_all_at_once() {
+        let mut trains = Trains::new(RATE, set(1));
+        trains.line_up(0, set(1), 1472);
+        let (mut now, mut most, mut all) = (Time::ZERO, 0, 0);
+        while trains.asks(now).is_none() {
+            let at_once: u32 = std::iter::from_fn(|| trains.due(now)).map(|burst| burst.datagrams).sum();
+            (most, all) = (most.max(at_once), all + at_once);
+            now = now + Duration::from_millis(13);
+        }
+        let allowed = (CATCH_UP + 2 * BURST).as_secs_f64() * RATE as f64 / 1472.0;
+        assert!(f64::from(most) <= allowed && all > 600, "{most} at once of {all}");
     }
 
     #[test]

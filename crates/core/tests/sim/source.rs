@@ -387,6 +387,7 @@ impl Source {
                 }
                 SenderEvent::Settled { frame } => drop(self.bodies.remove(&frame)),
                 SenderEvent::Unheard { target } => self.addresses.unheard(target),
+                SenderEvent::Throttled { bytes_per_s } => self.addresses.throttled(bytes_per_s),
                 SenderEvent::Expelled { target, .. } => {
                     self.out_of_scatter.insert(target);
                     self.addresses.remove_target(target);

@@ -31,6 +31,8 @@ pub enum Scenario {
     Loss,
     /// Targets are reached over IPv6, by `doctor` and then by guests.
     Ipv6,
+    /// All links carry jumbo frames.
+    Jumbo,
     /// Multicast does not reach one target.
     NoMulticast,
     /// Multicast reaches one target only as long as it is short.
@@ -39,6 +41,8 @@ pub enum Scenario {
     NoMulticastAtAll,
     /// The network lets no more than a trickle of multicast through to one target.
     LittleMulticast,
+    /// The network lets a moment's worth of multicast through to all targets, and then no more than a trickle.
+    MulticastIsThrottled,
     /// The switch forgets on the way who wants what: no multicast reaches any target any more.
     GroupsFallSilent,
     /// A target that passes frames on is killed.
@@ -77,14 +81,16 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::Paused,
         Self::Loss,
         Self::Ipv6,
+        Self::Jumbo,
         Self::NoMulticast,
         Self::NoLongMulticast,
         Self::NoMulticastAtAll,
         Self::LittleMulticast,
+        Self::MulticastIsThrottled,
         Self::GroupsFallSilent,
         Self::RelayDies,
         Self::RelayIsCut,
@@ -113,10 +119,12 @@ impl Scenario {
             Self::Paused => "paused",
             Self::Loss => "loss",
             Self::Ipv6 => "ipv6",
+            Self::Jumbo => "jumbo",
             Self::NoMulticast => "no-multicast",
             Self::NoLongMulticast => "no-long-multicast",
             Self::NoMulticastAtAll => "no-multicast-at-all",
             Self::LittleMulticast => "little-multicast",
+            Self::MulticastIsThrottled => "multicast-is-throttled",
             Self::GroupsFallSilent => "groups-fall-silent",
             Self::RelayDies => "relay-dies",
             Self::RelayIsCut => "relay-is-cut",
@@ -146,10 +154,12 @@ impl Scenario {
             Self::Paused => scenarios::paused(bench),
             Self::Loss => scenarios::loss(bench),
             Self::Ipv6 => scenarios::ipv6(bench),
+            Self::Jumbo => scenarios::jumbo(bench),
             Self::NoMulticast => scenarios::no_multicast(bench),
             Self::NoLongMulticast => scenarios::no_long_multicast(bench),
             Self::NoMulticastAtAll => scenarios::no_multicast_at_all(bench),
             Self::LittleMulticast => scenarios::little_multicast(bench),
+            Self::MulticastIsThrottled => scenarios::multicast_is_throttled(bench),
             Self::GroupsFallSilent => scenarios::groups_fall_silent(bench),
             Self::RelayDies => scenarios::relay_dies(bench),
             Self::RelayIsCut => scenarios::relay_is_cut(bench),

@@ -29,6 +29,15 @@ fn ensure_gone(qmp: &crate::qmp::Qmp) -> Result<()> {
     Ok(())
 }
 
+/// What targets share has gone to all of them to its end.
+fn none_left_the_scatter(bench: &Bench<'_>) -> Result<()> {
+    ensure!(
+        !log_of(&bench.session.lab.source).contains("leaves the scatter"),
+        "a target has left the scatter"
+    );
+    Ok(())
+}
+
 fn all_moved(bench: &Bench<'_>, ended: &Ended) -> Result<()> {
     ended.exited(&[0])?;
     all(bench).try_for_each(|index| bench.moved(ended, index))
@@ -81,15 +90,42 @@ pub(super) fn ipv6(bench: &mut Bench<'_>) -> Result<()> {
     all_moved(bench, &ended)
 }
 
-/// Drops multicast beyond 8 Mbit/s, as switches do that guard against storms.
-const TRICKLE: &str = "table netdev lab { chain multicast { type filter hook ingress device eth0 priority 0; \
-     ip daddr 224.0.0.0/4 ip protocol udp limit rate over 1000 kbytes/second burst 64 kbytes drop; }; }";
+/// Drops multicast beyond so many kilobytes a second, as switches do that guard against storms. What a second may have passes at once.
+fn guard(kbytes: u32) -> String {
+    format!(
+        "table netdev lab {{ chain multicast {{ type filter hook ingress device eth0 priority 0; \
+         ip daddr 224.0.0.0/4 ip protocol udp limit rate over {kbytes} kbytes/second burst 16 kbytes drop; }}; }}"
+    )
+}
+
+/// Counts bytes of multicast, and of those in datagrams that no link of Ethernet's usual MTU carries.
+const LONG: &str = "table netdev lab { counter any { }; counter long { }; \
+     chain multicast { type filter hook ingress device eth0 priority 0; \
+     ip daddr 224.0.0.0/4 ip protocol udp counter name any; ip daddr 224.0.0.0/4 udp length > 8000 counter name long; }; }";
+
+/// Datagrams are as long as that: nearly all of what is multicast stands in such.
+pub(super) fn jumbo(bench: &mut Bench<'_>) -> Result<()> {
+    let network = &bench.session.lab.network;
+    bench.session.lab.hosts().try_for_each(|host| network.set_mtu(&host.link, 9000))?;
+    let counting = bench.target(0);
+    network.cut_super_packets(&counting.link, true)?;
+    counting.nft(LONG)?;
+    let ended = bench.migrate(&["--transport", "multicast"])?.end(QUICK)?;
+    ended.went_by_multicast()?;
+    let bytes = |counter: &str| counting.link.namespace.counted_bytes("lab", counter);
+    let (long, all) = (bytes("long")?, bytes("any")?);
+    println!("  {long} bytes of {all} came in datagrams of more than 8000");
+    ensure!(all > 0 && long as f64 > 0.9 * all as f64, "{long} of {all} bytes");
+    none_left_the_scatter(bench)?;
+    all_moved(bench, &ended)
+}
 
 pub(super) fn no_multicast(bench: &mut Bench<'_>) -> Result<()> {
     bench.target(1).nft(DEAF)?;
     let ended = bench.migrate(&[])?.end(QUICK)?;
     ended.line("warning: multicast does not reach host2")?;
     ensure!(!ended.stderr.contains("not reach host1"), "{}", ended.stderr.trim());
+    none_left_the_scatter(bench)?;
     all_moved(bench, &ended)
 }
 
@@ -110,19 +146,38 @@ pub(super) fn no_multicast_at_all(bench: &mut Bench<'_>) -> Result<()> {
         ended.line(&format!("warning: multicast does not reach {host}"))?;
     }
     ended.sums_up("passed on by targets")?;
+    none_left_the_scatter(bench)?;
     all_moved(bench, &ended)
 }
 
 /// Probes reach both, and a train of them one: that is found before anything is sent, and the other's frames go by multicast as ever.
 pub(super) fn little_multicast(bench: &mut Bench<'_>) -> Result<()> {
     bench.session.lab.network.cut_super_packets(&bench.target(1).link, true)?;
-    bench.target(1).nft(TRICKLE)?;
+    bench.target(1).nft(&guard(100))?;
     let ended = bench.migrate(&[])?.end(QUICK)?;
     let line = ended.line("warning: multicast does not reach host2 (")?;
     println!("  {line}");
     ensure!(line.contains("datagrams arrive at 200 Mbit/s"), "{line}");
     ensure!(!ended.stderr.contains("not reach host1"), "{}", ended.stderr.trim());
     ended.went_by_multicast()?;
+    none_left_the_scatter(bench)?;
+    all_moved(bench, &ended)
+}
+
+/// The trains get to both, and what follows is held back: it is passed on instead.
+pub(super) fn multicast_is_throttled(bench: &mut Bench<'_>) -> Result<()> {
+    for index in 0..2 {
+        bench.session.lab.network.cut_super_packets(&bench.target(index).link, true)?;
+        bench.target(index).nft(&guard(2000))?;
+    }
+    let ended = bench.migrate(&[])?.end(QUICK)?;
+    for host in ["host1", "host2"] {
+        let line = ended.line(&format!("warning: multicast does not reach {host} ("))?;
+        println!("  {line}");
+        ensure!(line.contains("Mbit/s get there"), "{line}");
+    }
+    ended.sums_up("passed on by targets")?;
+    none_left_the_scatter(bench)?;
     all_moved(bench, &ended)
 }
 
@@ -138,6 +193,7 @@ pub(super) fn groups_fall_silent(bench: &mut Bench<'_>) -> Result<()> {
     ensure!(took < Duration::from_secs(2), "it took {took:.2?} to notice");
     let ended = running.end(QUICK)?;
     ended.sums_up("passed on by targets")?;
+    none_left_the_scatter(bench)?;
     all_moved(bench, &ended)
 }
 
@@ -168,6 +224,7 @@ pub(super) fn relay_is_cut(bench: &mut Bench<'_>) -> Result<()> {
     ))?;
     let ended = running.end(QUICK)?;
     ended.sums_up("passed on by targets")?;
+    none_left_the_scatter(bench)?;
     all_moved(bench, &ended)
 }
 

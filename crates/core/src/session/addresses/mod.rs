@@ -215,6 +215,16 @@ impl Addresses {
         }
     }
 
+    /// Of what is multicast so little gets to anybody, in bytes a second, that all leave their groups, as [`Addresses::unheard`] has it.
+    pub fn throttled(&mut self, bytes_per_s: u64) {
+        let members = self.addresses.iter().flat_map(|address| &address.sets[..]).map(|set| set.members);
+        for target in members.fold(TargetSet::EMPTY, union).members() {
+            let target = target.0.into();
+            self.leave_where(target, |address| address.set_of(target));
+            self.give_up(target, Some(format!("{} Mbit/s get there", bytes_per_s * 8 / 1_000_000)));
+        }
+    }
+
     /// Whether members of the set that comes next are being tried.
     fn is_tried(&self, address: &Address) -> bool {
         let next = address.preparing.as_ref().filter(|preparing| preparing.is_ready());

@@ -13,6 +13,9 @@ pub use self::neighbours::Traffic;
 pub use self::worst_member::WorstMember;
 use crate::time::Time;
 
+/// The rate to begin with, in bytes a second: 200 Mbit/s.
+pub const RATE_START: u64 = 25_000_000;
+
 /// What one member's reports say of a stretch of time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
@@ -62,6 +65,8 @@ pub trait CongestionControl: fmt::Debug + Send {
     fn remove(&mut self, target: u16);
     /// Bytes a second on the link, headers of UDP, IP and Ethernet included; never zero.
     fn rate(&mut self, now: Time) -> u64;
+    /// What gets to the worst of the members that the rate follows, in bytes a second; `None` before anything is known.
+    fn carried(&self) -> Option<u64>;
     /// The member that takes far less than all others, and when it is to be removed if it has not caught up by then.
     fn laggard(&self) -> Option<(u16, Time)> {
         None
@@ -98,6 +103,10 @@ impl CongestionControl for FixedRate {
         // It goes through its phases, which nobody follows.
         self.members.rate(now);
         self.rate
+    }
+
+    fn carried(&self) -> Option<u64> {
+        self.members.carried()
     }
 
     fn laggard(&self) -> Option<(u16, Time)> {

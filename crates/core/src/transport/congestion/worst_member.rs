@@ -3,7 +3,7 @@
 //! [`WorstMember`] is built like BBR (Cardwell et al., ACM Queue 14(5), 2016): it looks at what arrives, not at the
 //! mere fact of loss. Per member it keeps the highest rate that has arrived of late; the lowest of these is the
 //! base. It doubles until the base stops growing, lets the queue drain, and then stays just below the base with a
-//! short probe above it now and then. A member that loses much more than usual counts only what arrived just now; one
+//! short probe above it now and then; it doubles again when the slowest member leaves. A member that loses much more than usual counts only what arrived just now; one
 //! whose reports come late is not probed hard, and no more, since a busy host reports late however slowly it is sent
 //! to. Loss that is always there (a bad link) is not taken for congestion, and neither is its unevenness: one lost
 //! super-packet is forty datagrams.
@@ -21,12 +21,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::neighbours::Neighbours;
-use super::{CongestionControl, Sample, Traffic};
+use super::{CongestionControl, RATE_START, Sample, Traffic};
 use crate::time::Time;
 use crate::transport::LAGGARD_RATIO;
 
-/// Start: 200 Mbit/s.
-const RATE_START: u64 = 25_000_000;
 /// Floor: 1 Mbit/s.
 pub(super) const RATE_MIN: u64 = 125_000;
 const STARTUP_GAIN: f64 = 2.0;
@@ -278,6 +276,12 @@ impl WorstMember {
         is_lost || member.stalls >= STARTUP_STALLS
     }
 
+    /// The member whose pace the others were kept at has left: they may take far more.
+    fn start_over(&mut self) {
+        (self.phase, self.gain) = (Phase::Startup { apart: None }, STARTUP_GAIN);
+        self.members.values_mut().for_each(|member| (member.grown, member.stalls) = (0, 0));
+    }
+
     /// The start is over: what has queued up drains before the first probe.
     fn end_startup(&mut self, now: Time) {
         self.enter_round(now, ROUNDS - 1);
@@ -316,9 +320,18 @@ impl CongestionControl for WorstMember {
     }
 
     fn remove(&mut self, target: u16) {
-        self.members.remove(&target);
-        self.behind = self.behind.filter(|behind| behind.target != target);
+        let slowest = self.members.remove(&target).and_then(|member| member.base());
+        let was_behind = self.behind.is_some_and(|behind| behind.target == target);
+        self.behind = self.behind.filter(|_| !was_behind);
         self.end_apart(target);
+        let others = self.base();
+        if was_behind || slowest.zip(others).is_some_and(|(slowest, others)| slowest <= others) {
+            self.start_over();
+        }
+    }
+
+    fn carried(&self) -> Option<u64> {
+        self.base()
     }
 
     fn laggard(&self) -> Option<(u16, Time)> {

@@ -11,6 +11,7 @@ mod transmit;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::feedback::History;
 use self::frames::OpenFrame;
@@ -19,13 +20,17 @@ use self::relay::Hops;
 use self::repair::MulticastRepair;
 use self::target::Target;
 pub use self::transmit::{Path, Transmit};
-use super::congestion::{CongestionControl, FixedRate, WorstMember};
+use super::congestion::{CongestionControl, FixedRate, RATE_START, WorstMember};
 use super::pace::TokenBucket;
 use super::{ANNOUNCE_SPANS_MAX, FRAME_SPAN_MAX, OPEN_FRAMES_MAX, TargetMask, mask_of, targets_of};
 use crate::limits::REPAIR_WINDOW_BYTES;
 use crate::time::Time;
 use crate::wire::control::FrameSpan;
 use crate::wire::piece::{FRAME_SEALED_BODY_BYTES_MAX, PIECE_OVERHEAD_BYTES, STRIPS};
+
+/// Multicast is throttled if no more than one in so many of the bytes that it began with, or was to have, get to anybody for so long.
+const THROTTLED_RATIO: u64 = 4;
+const THROTTLED_SPAN: Duration = Duration::from_secs(1);
 
 /// What a [`Sender`] is told when it is made.
 #[derive(Clone, Debug)]
@@ -84,6 +89,12 @@ pub enum SenderEvent {
     Unheard {
         /// The target.
         target: u16,
+    },
+    /// Multicast gets so little to any target, for a second by now, that something on the way must hold it back: TCP may get far more there. Said once;
+    /// the caller ends it with [`Sender::give_up_multicast`], or lets it be.
+    Throttled {
+        /// Bytes a second that get there.
+        bytes_per_s: u64,
     },
     /// A target is no longer sent to or waited for: it would hold up the others.
     Expelled {
@@ -170,6 +181,8 @@ pub struct Sender {
     look_out: LookOut,
     congestion: Box<dyn CongestionControl>,
     rate: u64,
+    /// Since when multicast has got little to all, and whether that was said.
+    throttled: (Option<Time>, bool),
     bucket: TokenBucket,
     /// TCP is asked first at every other transmission, and the targets in turn.
     unicast_turn: bool,
@@ -209,6 +222,7 @@ impl Sender {
             look_out: LookOut::default(),
             congestion,
             rate,
+            throttled: (None, false),
             bucket: TokenBucket::new(now),
             unicast_turn: false,
             last_target: 0,
@@ -397,9 +411,26 @@ impl Sender {
         }
     }
 
+    /// Whether multicast has got to no target more than a small part of what it began with.
+    fn look_for_throttle(&mut self, now: Time) {
+        let least = self.config.bandwidth.map_or(RATE_START, |rate| rate.min(RATE_START)) / THROTTLED_RATIO;
+        let is_multicast = !self.multicast.is_empty() || !self.multicast_repairs.is_empty();
+        let carried = self.congestion.carried().filter(|rate| is_multicast && *rate < least);
+        let Some(bytes_per_s) = carried else {
+            self.throttled.0 = None;
+            return;
+        };
+        let since = *self.throttled.0.get_or_insert(now);
+        if now.since(since) >= THROTTLED_SPAN && !self.throttled.1 {
+            self.throttled.1 = true;
+            self.events.push_back(SenderEvent::Throttled { bytes_per_s });
+        }
+    }
+
     /// What is due by time alone.
     fn tick(&mut self, now: Time) {
         self.rate = self.congestion.rate(now);
+        self.look_for_throttle(now);
         let laggard = self.congestion.laggard().filter(|(_, at)| now >= *at).map(|(target, _)| target);
         let laggard = laggard.or_else(|| self.tcp_laggard(now));
         let mut expelled = Vec::new();

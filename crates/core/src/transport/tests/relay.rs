@@ -190,6 +190,28 @@ fn silence_is_found_at_a_low_rate() {
     assert!(world.unheard.len() == 2 && latest < Some(Duration::from_millis(1500)), "{:?}", world.unheard);
 }
 
+/// Where multicast gets to nobody but for a small part, that is said within two seconds; not where it is slow, or loses as a bad link does.
+#[test]
+fn throttled_multicast_is_found() {
+    let cases = [
+        (SenderConfig::default(), 1, 0.9, true),
+        (megabytes(20), 1, 0.9, true),
+        (SenderConfig::default(), 40, 0.0, true),
+        (SenderConfig::default(), 10, 0.1, false),
+        (megabytes(3), 20, 0.3, false),
+    ];
+    for (config, slow, loss, expected) in cases {
+        let mut world = World::new(51, 3, swift(), config);
+        world.add_set(1, &[0, 1, 2], true);
+        world.hosts.iter_mut().for_each(|host| (host.rate, host.loss) = (host.rate / slow, loss));
+        world.scatter(&[1], if slow > 1 { 600 } else { 150 }, 100_000, 120 * SECOND);
+        world.check_arrival();
+        println!("{slow}, {loss}: {:?}, all after {:?}", world.throttled, world.now);
+        assert_eq!(world.throttled.is_some(), expected, "{slow}, {loss}");
+        assert!(world.throttled.is_none_or(|at| at < Time::ZERO + 2 * SECOND), "{:?}", world.throttled);
+    }
+}
+
 /// Loss is no silence, and neither is a host without a processor.
 #[test]
 fn what_is_lost_or_late_is_not_taken_for_silence() {

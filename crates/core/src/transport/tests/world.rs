@@ -134,6 +134,8 @@ pub(super) struct World {
     pub(super) tcp_bytes: u64,
     /// Hops that swallow what they get, and whether the target before them says so.
     pub(super) cut: HashMap<(u16, u16), bool>,
+    /// When the sender has said that multicast is throttled.
+    pub(super) throttled: Option<Time>,
     /// Targets for which the sender has said that nothing reaches them, and when.
     pub(super) unheard: Vec<(u16, Time)>,
     /// Datagrams dropped before the source's link.
@@ -211,6 +213,7 @@ impl World {
             multicast_bytes: 0,
             tcp_bytes: 0,
             cut: HashMap::new(),
+            throttled: None,
             unheard: Vec::new(),
             dropped: 0,
             acked: HashSet::new(),
@@ -273,6 +276,10 @@ impl World {
                 SenderEvent::Unheard { target } => {
                     self.unheard.push((target, self.now));
                     self.sender.give_up_multicast([target]);
+                }
+                SenderEvent::Throttled { .. } => {
+                    self.throttled = Some(self.now);
+                    self.sender.give_up_multicast(0..self.hosts.len() as u16);
                 }
                 SenderEvent::Expelled { target, why } => self.expelled.push((target, why)),
             }

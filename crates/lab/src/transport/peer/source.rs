@@ -242,7 +242,7 @@ impl Source<'_> {
                     self.result.expelled.push((target, format!("{why:?}")));
                 }
                 SenderEvent::Unheard { target } => bail!("target {target} hears nothing any more"),
-                SenderEvent::Settled { .. } => {}
+                SenderEvent::Settled { .. } | SenderEvent::Throttled { .. } => {}
             }
         }
         Ok(())

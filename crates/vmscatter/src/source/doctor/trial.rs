@@ -238,7 +238,7 @@ impl Work {
                     self.last = Some(Instant::now());
                 }
                 SenderEvent::Unheard { target } | SenderEvent::Expelled { target, .. } => self.leave(target),
-                SenderEvent::Acked { .. } => {}
+                SenderEvent::Acked { .. } | SenderEvent::Throttled { .. } => {}
             }
         }
     }

@@ -222,7 +222,11 @@ impl Work {
             }
             Order::Joined(target, set, error) => self.addresses.joined(now, target, set, error),
             Order::Heard(target, set) => self.addresses.heard(target, set),
-            Order::Counted(target, set, datagrams) => self.addresses.counted(target, set, datagrams),
+            Order::Counted(target, set, datagrams) => {
+                let name = self.setup.links[usize::from(target)].name();
+                tracing::debug!(target = name, set, datagrams, "a train of probes was counted");
+                self.addresses.counted(target, set, datagrams);
+            }
             Order::Hopped(from, to, error) => self.hopped(from, to, error),
             Order::RemoveTarget(target) => self.remove_target(target),
             Order::RemoveVm(vm) => self.live[usize::from(vm)] = false,
@@ -406,6 +410,12 @@ impl Work {
                     let name = self.setup.links[usize::from(target)].name();
                     tracing::warn!(target = name, "hears nothing of its multicast group any more");
                     self.addresses.unheard(target);
+                }
+                SenderEvent::Throttled { bytes_per_s } => {
+                    tracing::warn!(bytes_per_s, "something on the way holds multicast back");
+                    if self.setup.transport == Transport::Auto {
+                        self.addresses.throttled(bytes_per_s);
+                    }
                 }
                 SenderEvent::Expelled { target, why } => {
                     self.left |= 1 << target;
