@@ -27,7 +27,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use congestion::{CongestionControl, FixedRate, RATE_START, Sample, Traffic, WorstMember};
+pub use congestion::{CongestionControl, FixedRate, Sample, Traffic, WorstMember};
 pub use parity::encode as encode_parity;
 pub use receiver::{DropReason, Outcome, Receiver, ReceiverConfig, ReceiverCounters};
 pub use sender::{

@@ -122,30 +122,30 @@ impl Rival {
     /// All of them.
     pub const ALL: [Rival; 2] = [Self::Udpcast, Self::Uftp];
 
-    /// Options of the sender that are tried where links carry 1 Gbit/s.
-    fn settings(self) -> &'static [&'static str] {
+    /// Options of the sender that are tried where links carry so much.
+    fn settings(self, link_mbit: u64) -> Vec<String> {
+        let kbit = |per_mille: u64| per_mille * link_mbit;
         match self {
-            Self::Udpcast => &[
-                "--full-duplex",
-                "--full-duplex --max-bitrate 950m",
-                "--half-duplex --max-bitrate 950m",
-                "--full-duplex --max-bitrate 950m --fec 8x8/128",
-            ],
-            Self::Uftp => &[
-                "-R 950000",
-                "-R 900000",
-                "-R 800000",
-                "-R 600000",
-                "-R -1",
-                "-C tfmcc:init=500000:max=950000",
-            ],
+            Self::Udpcast => {
+                let limit = format!("--max-bitrate {}m", kbit(950) / 1_000);
+                vec![
+                    "--full-duplex".to_owned(),
+                    format!("--full-duplex {limit}"),
+                    format!("--half-duplex {limit}"),
+                    format!("--full-duplex {limit} --fec 8x8/128"),
+                ]
+            }
+            Self::Uftp => {
+                let limits = [950, 900, 800, 600].map(|per_mille| format!("-R {}", kbit(per_mille)));
+                let found = format!("-C tfmcc:init={}:max={}", kbit(500), kbit(950));
+                limits.into_iter().chain(["-R -1".to_owned(), found]).collect()
+            }
         }
     }
 
-    /// Sends the material with each setting in turn, scaled to what links carry.
+    /// Sends the material with each setting in turn.
     pub(super) fn run(self, lab: &Lab, material: &Material, link_mbit: u64) -> Result<Vec<RivalRun>> {
-        let settings = self.settings().iter().map(|options| scaled(options, link_mbit));
-        settings.map(|options| self.run_with(lab, material, &options)).collect()
+        self.settings(link_mbit).iter().map(|options| self.run_with(lab, material, options)).collect()
     }
 
     fn run_with(self, lab: &Lab, material: &Material, options: &str) -> Result<RivalRun> {
@@ -214,24 +214,6 @@ impl Rival {
     }
 }
 
-/// The options with their rates, which are those above a million bits a second, for links of another rate than 1 Gbit/s: `950m` and `950000` (kbit/s)
-/// become 380m and 380000 at 400 Mbit/s.
-fn scaled(options: &str, link_mbit: u64) -> String {
-    let rate = |number: &str| {
-        let (digits, unit) = number.strip_suffix('m').map_or((number, ""), |digits| (digits, "m"));
-        let rate: u64 = digits.parse().ok().filter(|rate| unit == "m" || *rate > 1_000)?;
-        Some(format!("{}{unit}", rate * link_mbit / 1_000))
-    };
-    let word = |word: &str| {
-        let parts = word.split('=').map(|part| match part.split_once(':') {
-            Some((number, rest)) => format!("{}:{rest}", rate(number).unwrap_or_else(|| number.to_owned())),
-            None => rate(part).unwrap_or_else(|| part.to_owned()),
-        });
-        parts.collect::<Vec<_>>().join("=")
-    };
-    options.split(' ').map(word).collect::<Vec<_>>().join(" ")
-}
-
 fn same(one: &Path, other: &Path) -> Result<bool> {
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
@@ -276,8 +258,7 @@ mod tests {
 
     #[test]
     fn rates_are_scaled_and_nothing_else() {
-        let all = Rival::ALL.into_iter().flat_map(Rival::settings);
-        let scaled: Vec<String> = all.map(|options| scaled(options, 400)).collect();
+        let scaled: Vec<String> = Rival::ALL.into_iter().flat_map(|rival| rival.settings(400)).collect();
         assert_eq!(
             scaled,
             [

@@ -68,36 +68,29 @@ impl Outlet {
     /// Sends a probe of `bytes` bytes, sealed, to the set's group, from which members see that multicast of that length reaches
     /// them; whether it has left.
     pub fn probe(&mut self, set: u16, bytes: usize) -> bool {
-        let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
-        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return false };
-        let payload = vec![0; bytes.max(PROBE_BYTES_MIN) - PIECE_OVERHEAD_BYTES];
-        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, 0, payload.len());
-        let mut piece = Vec::new();
-        if seal_piece(&mut group.probes, &header, &payload, &mut piece).is_err() {
-            tracing::error!("a set's key is used up");
-            return false;
-        }
-        // What the kernel does not take is lost like any datagram; another will follow.
-        let sent = socket.send(group.addr, &piece, piece.len());
-        sent.inspect_err(|error| tracing::debug!("probe: {error}")).is_ok()
+        self.probes(set, bytes, 0, 1)
     }
 
     /// Sends these datagrams of a train to the set's group, where members count them.
     pub fn train(&mut self, burst: &Burst) {
-        let group = self.sets.get_mut(&burst.set).and_then(|set| set.group.as_mut());
-        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return };
-        let payload = vec![0; burst.bytes.max(PROBE_BYTES_MIN) - PIECE_OVERHEAD_BYTES];
-        let header =
-            PieceHeader::whole(PieceKind::Probe, burst.set, self.session_tag, PROBE_OF_TRAIN, payload.len());
+        self.probes(burst.set, burst.bytes, PROBE_OF_TRAIN, burst.datagrams);
+    }
+
+    fn probes(&mut self, set: u16, bytes: usize, number: u64, count: u32) -> bool {
+        let group = self.sets.get_mut(&set).and_then(|set| set.group.as_mut());
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return false };
+        let payload = vec![0; bytes.max(PROBE_BYTES_MIN) - PIECE_OVERHEAD_BYTES];
+        let header = PieceHeader::whole(PieceKind::Probe, set, self.session_tag, number, payload.len());
         self.sealed.clear();
-        for _ in 0..burst.datagrams {
+        for _ in 0..count {
             if seal_piece(&mut group.probes, &header, &payload, &mut self.sealed).is_err() {
-                return tracing::error!("a set's key is used up");
+                tracing::error!("a set's key is used up");
+                return false;
             }
         }
-        if let Err(error) = socket.send(group.addr, &self.sealed, payload.len() + PIECE_OVERHEAD_BYTES) {
-            tracing::debug!("train of probes: {error}");
-        }
+        // What the kernel does not take is lost like any datagram; another will follow.
+        let sent = socket.send(group.addr, &self.sealed, payload.len() + PIECE_OVERHEAD_BYTES);
+        sent.inspect_err(|error| tracing::debug!("probe: {error}")).is_ok()
     }
 
     /// Seals and multicasts these pieces; returns how many bytes they have, sealed.

@@ -210,8 +210,10 @@ impl Addresses {
     pub fn counted(&mut self, target: u16, set: u16, datagrams: u64) {
         if let Some(poor) = self.trains.counted(target, set, datagrams) {
             let (sent, rate) = (poor.sent, poor.bytes_per_s * 8 / 1_000_000);
-            self.leave_where(target, |address| address.set_of(target));
-            self.give_up(target, Some(format!("{datagrams} of {sent} datagrams arrive at {rate} Mbit/s")));
+            self.leave_for_good(
+                target,
+                Some(format!("{datagrams} of {sent} datagrams arrive at {rate} Mbit/s")),
+            );
         }
     }
 
@@ -219,9 +221,8 @@ impl Addresses {
     pub fn throttled(&mut self, bytes_per_s: u64) {
         let members = self.addresses.iter().flat_map(|address| &address.sets[..]).map(|set| set.members);
         for target in members.fold(TargetSet::EMPTY, union).members() {
-            let target = target.0.into();
-            self.leave_where(target, |address| address.set_of(target));
-            self.give_up(target, Some(format!("{} Mbit/s get there", bytes_per_s * 8 / 1_000_000)));
+            let error = format!("{} Mbit/s get there", bytes_per_s * 8 / 1_000_000);
+            self.leave_for_good(target.0.into(), Some(error));
         }
     }
 
@@ -276,8 +277,12 @@ impl Addresses {
 
     /// Nothing that is multicast reaches the target any more: it leaves its groups, and is not asked to join again.
     pub fn unheard(&mut self, target: u16) {
+        self.leave_for_good(target, None);
+    }
+
+    fn leave_for_good(&mut self, target: u16, error: Option<String>) {
         self.leave_where(target, |address| address.set_of(target));
-        self.give_up(target, None);
+        self.give_up(target, error);
     }
 
     /// No more frames of the set come: all of them have been given to the sender.

@@ -14,7 +14,7 @@ pub use self::worst_member::WorstMember;
 use crate::time::Time;
 
 /// The rate to begin with, in bytes a second: 200 Mbit/s.
-pub const RATE_START: u64 = 25_000_000;
+pub(super) const RATE_START: u64 = 25_000_000;
 
 /// What one member's reports say of a stretch of time.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -51,6 +51,9 @@ fn follows_the_worst_and_comes_back() {
     drive(&mut control, &mut now, 500, &[(fast, 0.0)]);
     let (rate, _) = drive(&mut control, &mut now, 1000, &[(fast, 0.0)]);
     assert!(rate > fast * 90 / 100, "as soon as the slowest has left: {rate}");
+    drive(&mut control, &mut now, 3500, &[(fast, 0.0)]);
+    let (rate, _) = drive(&mut control, &mut now, 2000, &[(fast, 0.0)]);
+    assert!(rate > fast * 95 / 100, "{rate}");
 }
 
 /// When the start ends with one far slower than the others, or one becomes so, it is named; one half as fast is not.
