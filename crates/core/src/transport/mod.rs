@@ -42,6 +42,9 @@ pub const FRAME_SPAN_MAX: u64 = 65_536;
 pub const TRANSMIT_BYTES_MAX: usize = 64_000;
 /// Pieces of one [`Transmit`], for the same reason (`UDP_MAX_SEGMENTS` of kernels before 6.9).
 pub const TRANSMIT_PIECES_MAX: usize = 64;
+/// Transmissions in a row after which a sender's driver looks at what has come meanwhile, so that neither reports nor new frames wait
+/// while many repairs go over TCP.
+pub const TRANSMITS_MAX: usize = 16;
 /// How often a receiver reports while frames are open.
 pub const REPORT_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a receiver looks at what its link brings, while frames arrive.

@@ -32,6 +32,8 @@ const STREAM_BYTES_MAX: usize = 512 * 1024 * 1024;
 const SCATTER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What the kernel keeps unsent: little, so that what is urgent does not wait behind it.
 const UNSENT_BYTES: u32 = 128 * 1024;
+/// Short pieces are written together up to this, so that repairs one by one don't cost a call and a packet each.
+const WRITE_BYTES: usize = 64 * 1024;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// What has been sent and is not acknowledged by the peer's kernel for this long breaks the connection.
 const UNACKNOWLEDGED_MS: u32 = 20_000;
@@ -112,17 +114,24 @@ impl Shared {
         self.close();
     }
 
-    /// The most urgent piece, and whether the rate limit is for it; waits for one. `None` when it is over.
-    fn next(&self) -> Option<(Vec<u8>, bool)> {
+    /// The most urgent piece, with those of the same urgency that are short enough to be written with it, and whether the rate limit is for
+    /// them; waits for one. `None` when it is over.
+    fn next(&self) -> Option<(Vec<Vec<u8>>, bool)> {
         let mut queues = self.lock();
         loop {
             if queues.closed {
                 return None;
             }
             if let Some(at) = queues.pieces.iter().position(|queue| !queue.is_empty()) {
-                let piece = queues.pieces[at].pop_front()?;
-                queues.bytes[at] -= piece.len();
-                return Some((piece, at != Priority::Scatter as usize));
+                let ends = queues.pieces[at].iter().scan(0, |end, piece| {
+                    *end += piece.len();
+                    Some(*end)
+                });
+                // One at least, however long.
+                let count = ends.take_while(|end| *end <= WRITE_BYTES).count().max(1);
+                let pieces: Vec<_> = queues.pieces[at].drain(..count).collect();
+                queues.bytes[at] -= pieces.iter().map(Vec::len).sum::<usize>();
+                return Some((pieces, at != Priority::Scatter as usize));
             }
             queues = self.filled.wait(queues).unwrap_or_else(|e| e.into_inner());
         }
@@ -146,15 +155,15 @@ impl DataSender {
         socket.set_nodelay(true)?;
         setsockopt(&socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS)?;
         SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
-        write_piece(&mut socket, hello)?;
+        write_pieces(&mut socket, &[hello])?;
         let shared = Arc::new(Shared::default());
         let (work, mut writer) = (shared.clone(), socket.try_clone()?);
         let send_all = move || {
-            while let Some((piece, limited)) = work.next() {
+            while let Some((pieces, limited)) = work.next() {
                 if let Some(limit) = limit.as_ref().filter(|_| limited) {
-                    limit.wait(piece.len());
+                    limit.wait(pieces.iter().map(Vec::len).sum());
                 }
-                if let Err(error) = write_piece(&mut writer, &piece) {
+                if let Err(error) = write_pieces(&mut writer, &pieces) {
                     work.fail(error.to_string());
                 }
             }
@@ -206,9 +215,12 @@ impl Drop for DataSender {
     }
 }
 
-fn write_piece(socket: &mut TcpStream, piece: &[u8]) -> io::Result<()> {
-    let prefix = (piece.len() as u32).to_be_bytes();
-    let mut slices = [IoSlice::new(&prefix), IoSlice::new(piece)];
+fn write_pieces(socket: &mut TcpStream, pieces: &[impl AsRef<[u8]>]) -> io::Result<()> {
+    let prefixes: Vec<[u8; 4]> =
+        pieces.iter().map(|piece| (piece.as_ref().len() as u32).to_be_bytes()).collect();
+    let both = prefixes.iter().zip(pieces);
+    let mut slices: Vec<IoSlice<'_>> =
+        both.flat_map(|(prefix, piece)| [IoSlice::new(prefix), IoSlice::new(piece.as_ref())]).collect();
     let mut left = &mut slices[..];
     while !left.is_empty() {
         match socket.write_vectored(left) {
@@ -296,6 +308,29 @@ mod tests {
         }
         drop(sender);
         assert!(batches.recv_timeout(Duration::from_secs(5)).is_err(), "the end is an end");
+    }
+
+    /// Short pieces leave together, long ones alone, none with those of another urgency; their order stays.
+    #[test]
+    fn short_pieces_are_written_together() {
+        let shared = Shared::default();
+        let mut queues = shared.lock();
+        for len in [30_000, 30_000, 5_000, 100_000, 1] {
+            queues.pieces[Priority::Scatter as usize].push_back(vec![0; len]);
+            queues.bytes[Priority::Scatter as usize] += len;
+        }
+        queues.pieces[Priority::Stream as usize].push_back(vec![0; 10]);
+        queues.bytes[Priority::Stream as usize] += 10;
+        drop(queues);
+        let next = || {
+            let (pieces, limited) = shared.next().unwrap();
+            (pieces.iter().map(Vec::len).collect::<Vec<_>>(), limited)
+        };
+        assert_eq!(next(), (vec![10], true));
+        assert_eq!(next(), (vec![30_000, 30_000, 5_000], false));
+        assert_eq!(next(), (vec![100_000], false));
+        assert_eq!(next(), (vec![1], false));
+        assert_eq!(shared.lock().bytes, [0; PRIORITIES]);
     }
 
     /// With a deep queue of scatter before it, an urgent piece waits for what the kernel holds and no more.

@@ -30,6 +30,15 @@ struct Group {
     probes: SealKey,
 }
 
+/// What became of pieces that were multicast.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Bytes of all of them, sealed.
+    pub bytes: usize,
+    /// They had to wait until the socket had room; [`Sender`](vmscatter_core::transport::Sender) is to be told.
+    pub waited: bool,
+}
+
 /// The source's end of all sets. There is one for a session, since two would use the same packet numbers.
 #[derive(Debug)]
 pub struct Outlet {
@@ -93,25 +102,24 @@ impl Outlet {
         sent.inspect_err(|error| tracing::debug!("probe: {error}")).is_ok()
     }
 
-    /// Seals and multicasts these pieces; returns how many bytes they have, sealed.
-    pub fn multicast(&mut self, transmit: &Transmit) -> usize {
+    /// Seals and multicasts these pieces.
+    pub fn multicast(&mut self, transmit: &Transmit) -> Sent {
         let group = self.sets.get_mut(&transmit.set).and_then(|set| set.group.as_mut());
-        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return 0 };
+        let Some((group, socket)) = group.zip(self.socket.as_mut()) else { return Sent::default() };
         self.sealed.clear();
         let mut segment = 0;
         for (header, payload) in transmit.pieces(self.session_tag) {
             let before = self.sealed.len();
             if seal_piece(&mut group.data, &header, payload, &mut self.sealed).is_err() {
                 tracing::error!("a set's key is used up");
-                return 0;
+                return Sent::default();
             }
             segment = segment.max(self.sealed.len() - before);
         }
         // What the kernel does not take is lost like any datagram, and repaired.
-        if let Err(error) = socket.send(group.addr, &self.sealed, segment) {
-            tracing::debug!("multicast: {error}");
-        }
-        self.sealed.len()
+        let sent = socket.send(group.addr, &self.sealed, segment);
+        let waited = sent.inspect_err(|error| tracing::debug!("multicast: {error}")).unwrap_or(false);
+        Sent { bytes: self.sealed.len(), waited }
     }
 
     /// Seals these pieces for all members of their set, in envelopes for the target from which they go on over `hops`.

@@ -143,12 +143,14 @@ impl MulticastSender {
         Ok(MulticastSender { socket, offload: true })
     }
 
-    /// Sends `bytes` as datagrams of `segment` bytes, the last maybe shorter.
+    /// Sends `bytes` as datagrams of `segment` bytes, the last maybe shorter; `true` if it had to wait until the socket had room, since
+    /// the link takes no more.
     ///
     /// # Errors
     /// Those of the socket; some datagrams may have left.
-    pub fn send(&mut self, group: SocketAddr, bytes: &[u8], segment: usize) -> io::Result<()> {
+    pub fn send(&mut self, group: SocketAddr, bytes: &[u8], segment: usize) -> io::Result<bool> {
         let group = SockaddrStorage::from(group);
+        let mut waited = false;
         let segment = segment.clamp(1, BURST_BYTES_MAX);
         for burst in bytes.chunks(segment * SEGMENTS_MAX.min(BURST_BYTES_MAX / segment)) {
             if self.offload && burst.len() > segment {
@@ -159,14 +161,14 @@ impl MulticastSender {
                         self.offload = false
                     }
                     result => {
-                        result?;
+                        waited |= result?;
                         continue;
                     }
                 }
             }
-            self.send_each(&group, burst, segment)?;
+            waited |= self.send_each(&group, burst, segment)?;
         }
-        Ok(())
+        Ok(waited)
     }
 
     /// Whether the kernel cuts datagrams for us, as far as is known.
@@ -174,30 +176,30 @@ impl MulticastSender {
         self.offload
     }
 
-    fn send_offloaded(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<()> {
+    fn send_offloaded(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<bool> {
         let segment = segment as u16;
         let control = [ControlMessage::UdpGsoSegments(&segment)];
         let slices = [IoSlice::new(bytes)];
-        retry(|| sendmsg(self.socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(group)))
-            .map(drop)
+        let send = |flags| sendmsg(self.socket.as_raw_fd(), &slices, &control, flags, Some(group));
+        send_waiting(send).map(|(_, waited)| waited)
     }
 
-    fn send_each(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<()> {
+    fn send_each(&self, group: &SockaddrStorage, bytes: &[u8], segment: usize) -> nix::Result<bool> {
         let slices: Vec<[IoSlice<'_>; 1]> =
             bytes.chunks(segment).map(|datagram| [IoSlice::new(datagram)]).collect();
         let to = [Some(*group); DATAGRAMS_MAX];
         let mut headers = MultiHeaders::preallocate(DATAGRAMS_MAX, None);
-        let mut left = &slices[..];
+        let (mut left, mut waited) = (&slices[..], false);
         while !left.is_empty() {
             let now = left.len().min(DATAGRAMS_MAX);
-            let sent = retry(|| {
+            let (sent, has_waited) = send_waiting(|flags| {
                 let fd = self.socket.as_raw_fd();
-                sendmmsg(fd, &mut headers, left[..now].iter(), &to[..now], [], MsgFlags::empty())
-                    .map(Iterator::count)
+                sendmmsg(fd, &mut headers, left[..now].iter(), &to[..now], [], flags).map(Iterator::count)
             })?;
             left = &left[sent..];
+            waited |= has_waited;
         }
-        Ok(())
+        Ok(waited)
     }
 }
 
@@ -207,6 +209,14 @@ fn open_socket(family: IpAddr) -> io::Result<Socket> {
 }
 
 /// Again when a signal came between.
+/// Sends what there is room for, and waits for it only where there is none; whether it waited.
+fn send_waiting<T>(mut send: impl FnMut(MsgFlags) -> nix::Result<T>) -> nix::Result<(T, bool)> {
+    match retry(|| send(MsgFlags::MSG_DONTWAIT)) {
+        Err(Errno::EAGAIN) => retry(|| send(MsgFlags::empty())).map(|sent| (sent, true)),
+        result => result.map(|sent| (sent, false)),
+    }
+}
+
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {

@@ -46,6 +46,8 @@ pub(super) struct History {
     bytes: u64,
     pauses: u64,
     late: u64,
+    /// What could have left since the last transmission was not there, or had no room in the socket: who did not send it was not late.
+    is_excused: bool,
     /// Share of the latest transmissions before which this host came too late.
     late_share: f32,
 }
@@ -53,6 +55,7 @@ pub(super) struct History {
 impl History {
     pub(super) fn sent(&mut self, now: Time, set: u16, below: u64, bytes: usize) {
         self.bytes += bytes as u64;
+        self.is_excused = false;
         let is_late = self.runs.back().is_some_and(|last| last.late != self.late);
         self.late_share += (f32::from(is_late as u8) - self.late_share) * LATE_SMOOTHING;
         self.runs.push_back(Run {
@@ -77,6 +80,17 @@ impl History {
     /// Something could have been sent, and there was nothing.
     pub(super) fn paused(&mut self) {
         self.pauses += 1;
+        self.is_excused = true;
+    }
+
+    /// The last transmission had to wait until the socket had room.
+    pub(super) fn waited(&mut self) {
+        self.is_excused = true;
+    }
+
+    /// Whether there was nothing to send since the last transmission, or no room for it.
+    pub(super) fn is_excused(&self) -> bool {
+        self.is_excused
     }
 
     /// The sender was asked too late to keep its pace.
@@ -264,6 +278,18 @@ mod tests {
             history.is_busy()
         };
         assert_eq!([send(1_000), send(2), send(10), send(3)], [false, true, false, true]);
+    }
+
+    /// Who had nothing to send, or no room for it, was not late; from the next transmission on it may be again.
+    #[test]
+    fn excuse_holds_until_the_next_transmission() {
+        let mut history = History::default();
+        for excuse in [History::paused, History::waited] {
+            excuse(&mut history);
+            assert!(history.is_excused());
+            history.sent(Time(1), 0, 1, 1_000);
+            assert!(!history.is_excused());
+        }
     }
 
     /// Counters of an interface that has gone and come again, and a clock that stands still.

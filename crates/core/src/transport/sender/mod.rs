@@ -184,8 +184,9 @@ pub struct Sender {
     /// Since when multicast has got little to all, and whether that was said.
     throttled: (Option<Time>, bool),
     bucket: TokenBucket,
-    /// TCP is asked first at every other transmission, and the targets in turn.
-    unicast_turn: bool,
+    /// Bytes that TCP may still send before multicast's next turn: as many as multicast had in its last, or repairs would wait where there is
+    /// always something to multicast. Targets are asked in turn.
+    unicast_turn: usize,
     last_target: u16,
     events: VecDeque<SenderEvent>,
     counters: SenderCounters,
@@ -224,7 +225,7 @@ impl Sender {
             rate,
             throttled: (None, false),
             bucket: TokenBucket::new(now),
-            unicast_turn: false,
+            unicast_turn: 0,
             last_target: 0,
             events: VecDeque::new(),
             counters: SenderCounters::default(),

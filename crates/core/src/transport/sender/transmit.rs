@@ -146,7 +146,7 @@ impl Sender {
     /// What leaves next; `None` if there is nothing, or its pace or window does not allow it now.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
         self.tick(now);
-        if self.bucket.refill(now, self.rate) {
+        if self.bucket.refill(now, self.rate) && !self.history.is_excused() {
             // What arrives tells of this host's load, not of the path.
             self.history.was_late();
         }
@@ -154,20 +154,25 @@ impl Sender {
         if !ready && self.config.bandwidth.is_some() {
             return None;
         }
-        self.unicast_turn = !self.unicast_turn;
-        if self.unicast_turn
+        if self.unicast_turn > 0
             && let Some(transmit) = self.next_unicast(now)
         {
+            self.unicast_turn = self.unicast_turn.saturating_sub(transmit.sealed_bytes());
             return Some(transmit);
         }
         if ready {
-            let transmit = self.next_multicast_repair(now).or_else(|| self.next_multicast(now));
-            if transmit.is_some() {
-                return transmit;
+            if let Some(transmit) = self.next_multicast_repair(now).or_else(|| self.next_multicast(now)) {
+                self.unicast_turn = transmit.sealed_bytes();
+                return Some(transmit);
             }
             self.history.paused();
         }
-        if self.unicast_turn { None } else { self.next_unicast(now) }
+        if self.unicast_turn > 0 { None } else { self.next_unicast(now) }
+    }
+
+    /// The last multicast transmission had to wait for room in the socket: this host has no lack of time, but its own link is full.
+    pub fn waited(&mut self) {
+        self.history.waited();
     }
 
     /// A millisecond's worth of pieces, within what is sent at once.

@@ -11,7 +11,7 @@ use vmscatter::net::data::{DataSender, Priority};
 use vmscatter::net::outlet::Outlet;
 use vmscatter::net::udp::{MulticastSender, WayOut};
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent};
+use vmscatter_core::transport::{Path, Sender, SenderConfig, SenderEvent, TRANSMITS_MAX};
 use vmscatter_core::wire::control::{LinkCounters, Message, Report};
 use vmscatter_core::wire::piece::{PieceHeader, PieceKind, seal_piece};
 use vmscatter_core::wire::seal::{Channel, SealKey};
@@ -35,6 +35,8 @@ struct Source<'a> {
     /// When each target had everything.
     done: Vec<Option<Instant>>,
     acked: HashMap<u16, u64>,
+    /// Something could have left at once when it was last looked at what could.
+    has_more: bool,
     result: SourceResult,
 }
 
@@ -104,6 +106,7 @@ pub(super) fn run(task: &Task) -> Result<SourceResult> {
         links,
         said,
         acked: HashMap::new(),
+        has_more: false,
         result: SourceResult::default(),
     };
     source.run()
@@ -171,7 +174,11 @@ impl Source<'_> {
 
     fn wait(&mut self) -> Result<()> {
         let now = self.now();
-        let span = self.sender.poll_timeout().map_or(LOOK_UP, |at| at.since(now).min(LOOK_UP));
+        let span = match self.sender.poll_timeout() {
+            _ if self.has_more => Duration::ZERO,
+            Some(at) => at.since(now).min(LOOK_UP),
+            None => LOOK_UP,
+        };
         let first = if span.is_zero() {
             self.said.try_recv().ok()
         } else {
@@ -201,11 +208,19 @@ impl Source<'_> {
     }
 
     fn transmit(&mut self) -> Result<()> {
-        while let Some(transmit) = self.sender.poll_transmit(self.now()) {
+        let mut sent = 0;
+        while sent < TRANSMITS_MAX
+            && let Some(transmit) = self.sender.poll_transmit(self.now())
+        {
+            sent += 1;
             match &transmit.path {
                 Path::Relay { .. } => bail!("a chain, where no hop is open"),
                 Path::Multicast { .. } => {
-                    self.result.multicast_bytes += self.outlet.multicast(&transmit) as u64;
+                    let sent = self.outlet.multicast(&transmit);
+                    self.result.multicast_bytes += sent.bytes as u64;
+                    if sent.waited {
+                        self.sender.waited();
+                    }
                 }
                 Path::Unicast { target } => {
                     let link = &mut self.links[usize::from(*target)];
@@ -220,6 +235,7 @@ impl Source<'_> {
                 }
             }
         }
+        self.has_more = sent == TRANSMITS_MAX;
         Ok(())
     }
 

@@ -221,8 +221,8 @@ impl Work {
                     |header: &PieceHeader, payload: &[u8], out: &mut Vec<u8>| link.seal(header, payload, out);
                 let pieces = self.outlet.seal_unicast(&transmit, target, own).unwrap_or_default();
                 pieces.into_iter().for_each(|piece| link.send_scatter(piece));
-            } else {
-                self.outlet.multicast(&transmit);
+            } else if self.outlet.multicast(&transmit).waited {
+                self.sender.waited();
             }
         }
     }

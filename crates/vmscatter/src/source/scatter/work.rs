@@ -11,7 +11,9 @@ use vmscatter_core::page::PageAddr;
 use vmscatter_core::placement::TargetId;
 use vmscatter_core::session::{AddressAction, Addresses, FrameQueues, Hops, ScatterFrame, Scatterer};
 use vmscatter_core::time::Time;
-use vmscatter_core::transport::{Expulsion, Path, Sender, SenderConfig, SenderEvent, Transmit};
+use vmscatter_core::transport::{
+    Expulsion, Path, Sender, SenderConfig, SenderEvent, TRANSMITS_MAX, Transmit,
+};
 use vmscatter_core::wire::control::Message;
 use vmscatter_core::wire::piece::{PieceHeader, session_tag};
 
@@ -48,6 +50,8 @@ pub(super) struct Work {
     /// Targets that have left the scatter, as bits.
     left: u128,
     running: bool,
+    /// Something could have left at once when it was last looked at what could.
+    has_more: bool,
     began: Option<Instant>,
     stopped: bool,
     told: Instant,
@@ -97,6 +101,7 @@ impl Work {
             acked: HashMap::new(),
             left: 0,
             running: false,
+            has_more: false,
             began: None,
             stopped: false,
             told: Instant::now(),
@@ -181,6 +186,7 @@ impl Work {
         let others = self.addresses.poll_timeout().into_iter().chain(self.hops.poll_timeout(now));
         let at = self.sender.poll_timeout().into_iter().chain(others).min();
         let span = match at {
+            _ if self.has_more => Duration::ZERO,
             Some(at) => at.since(now).min(LOOK_UP),
             None if self.running => LOOK_UP,
             None => Duration::from_millis(100),
@@ -364,16 +370,24 @@ impl Work {
     }
 
     fn transmit(&mut self) {
-        while let Some(transmit) = self.sender.poll_transmit(self.now()) {
+        let mut sent = 0;
+        while sent < TRANSMITS_MAX
+            && let Some(transmit) = self.sender.poll_transmit(self.now())
+        {
+            sent += 1;
             match &transmit.path {
                 Path::Multicast { .. } => {
-                    let bytes = self.outlet.multicast(&transmit);
-                    self.shared.outcome().multicast_bytes += bytes as u64;
+                    let sent = self.outlet.multicast(&transmit);
+                    self.shared.outcome().multicast_bytes += sent.bytes as u64;
+                    if sent.waited {
+                        self.sender.waited();
+                    }
                 }
                 Path::Unicast { target } => self.unicast(&transmit, *target),
                 Path::Relay { chain } => self.relay(&transmit, chain),
             }
         }
+        self.has_more = sent == TRANSMITS_MAX;
     }
 
     fn unicast(&mut self, transmit: &Transmit, target: u16) {
