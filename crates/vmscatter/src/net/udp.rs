@@ -208,7 +208,6 @@ fn open_socket(family: IpAddr) -> io::Result<Socket> {
     Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))
 }
 
-/// Again when a signal came between.
 /// Sends what there is room for, and waits for it only where there is none; whether it waited.
 fn send_waiting<T>(mut send: impl FnMut(MsgFlags) -> nix::Result<T>) -> nix::Result<(T, bool)> {
     match retry(|| send(MsgFlags::MSG_DONTWAIT)) {
@@ -217,6 +216,7 @@ fn send_waiting<T>(mut send: impl FnMut(MsgFlags) -> nix::Result<T>) -> nix::Res
     }
 }
 
+/// Again when a signal came between.
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match call() {

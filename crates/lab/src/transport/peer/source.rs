@@ -35,7 +35,7 @@ struct Source<'a> {
     /// When each target had everything.
     done: Vec<Option<Instant>>,
     acked: HashMap<u16, u64>,
-    /// Something could have left at once when it was last looked at what could.
+    /// The last look at what could leave ended with as much as is sent in a row: there may be more.
     has_more: bool,
     result: SourceResult,
 }
@@ -208,11 +208,9 @@ impl Source<'_> {
     }
 
     fn transmit(&mut self) -> Result<()> {
-        let mut sent = 0;
-        while sent < TRANSMITS_MAX
-            && let Some(transmit) = self.sender.poll_transmit(self.now())
-        {
-            sent += 1;
+        self.has_more = false;
+        for _ in 0..TRANSMITS_MAX {
+            let Some(transmit) = self.sender.poll_transmit(self.now()) else { return Ok(()) };
             match &transmit.path {
                 Path::Relay { .. } => bail!("a chain, where no hop is open"),
                 Path::Multicast { .. } => {
@@ -235,7 +233,7 @@ impl Source<'_> {
                 }
             }
         }
-        self.has_more = sent == TRANSMITS_MAX;
+        self.has_more = true;
         Ok(())
     }
 

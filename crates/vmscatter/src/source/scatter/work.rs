@@ -50,7 +50,7 @@ pub(super) struct Work {
     /// Targets that have left the scatter, as bits.
     left: u128,
     running: bool,
-    /// Something could have left at once when it was last looked at what could.
+    /// The last look at what could leave ended with as much as is sent in a row: there may be more.
     has_more: bool,
     began: Option<Instant>,
     stopped: bool,
@@ -370,11 +370,9 @@ impl Work {
     }
 
     fn transmit(&mut self) {
-        let mut sent = 0;
-        while sent < TRANSMITS_MAX
-            && let Some(transmit) = self.sender.poll_transmit(self.now())
-        {
-            sent += 1;
+        self.has_more = false;
+        for _ in 0..TRANSMITS_MAX {
+            let Some(transmit) = self.sender.poll_transmit(self.now()) else { return };
             match &transmit.path {
                 Path::Multicast { .. } => {
                     let sent = self.outlet.multicast(&transmit);
@@ -387,7 +385,7 @@ impl Work {
                 Path::Relay { chain } => self.relay(&transmit, chain),
             }
         }
-        self.has_more = sent == TRANSMITS_MAX;
+        self.has_more = true;
     }
 
     fn unicast(&mut self, transmit: &Transmit, target: u16) {
