@@ -4,7 +4,7 @@ mod world;
 
 use std::time::Duration;
 
-use self::world::{Net, World};
+use self::world::{Hold, Net, World};
 use super::{Expulsion, SenderConfig, SenderCounters};
 use crate::limits::{SCATTER_FRAME_MAX, SCATTER_SILENCE_MAX};
 
@@ -286,4 +286,35 @@ fn idle_link_is_filled() {
         assert!(dropped < 0.02, "{dropped} dropped, {case}");
         world.check_arrival();
     }
+}
+
+/// A source that comes late all the time always has something to multicast. Repairs over TCP leave all the same, so that frames
+/// settle soon and the window does not fill.
+#[test]
+fn repairs_over_tcp_leave_while_there_is_always_something_to_multicast() {
+    let mut world = World::new(17, 3, Net { tcp_share: 4, ..Net::default() }, SenderConfig::default());
+    world.hosts.iter_mut().for_each(|host| host.loss = 0.05);
+    world.hold = Hold::Processor(70_000_000);
+    world.add_set(1, &[0, 1, 2], true);
+    world.scatter(&[1], 1200, 120_000, 30 * SECOND);
+    world.check_arrival();
+    world.settled_after.sort();
+    let middle = world.settled_after[world.settled_after.len() / 2];
+    println!("half of the frames settled within {middle:?}: {:?}", world.sender.counters());
+    assert!(middle < SECOND / 10, "{middle:?}");
+}
+
+/// A source whose socket is full has time to spare: parity stays on.
+#[test]
+fn full_link_is_not_taken_for_a_busy_host() {
+    let mut world = World::new(18, 3, Net::default(), SenderConfig::default());
+    world.hosts.iter_mut().for_each(|host| host.loss = 0.05);
+    world.hold = Hold::Socket(256 << 10);
+    world.with_parity();
+    world.add_set(1, &[0, 1, 2], true);
+    world.scatter(&[1], 1200, 120_000, 30 * SECOND);
+    world.check_arrival();
+    let counters = world.sender.counters();
+    println!("{counters:?}");
+    assert!(counters.parity_pieces > 10 * counters.unicast_repairs, "{counters:?}");
 }

@@ -76,6 +76,16 @@ impl Default for Net {
     }
 }
 
+/// What keeps the source from sending as soon as the sender lets it.
+#[derive(Clone, Copy)]
+pub(super) enum Hold {
+    Nothing,
+    /// Its processor does no more than so many bytes a second.
+    Processor(u64),
+    /// Its socket has room for so many bytes that wait for the link; it waits for room.
+    Socket(u64),
+}
+
 pub(super) struct Host {
     pub(super) receiver: Receiver,
     pub(super) loss: f64,
@@ -124,6 +134,9 @@ pub(super) struct World {
     keys: HashMap<(u16, Channel), SealKey>,
     events: BTreeMap<(Time, u64), Event>,
     serial: u64,
+    pub(super) hold: Hold,
+    /// Nothing leaves before.
+    held_until: Time,
     link_until: Time,
     /// What was pushed.
     pub(super) bodies: HashMap<u64, (u16, Vec<u8>)>,
@@ -142,6 +155,9 @@ pub(super) struct World {
     pub(super) dropped: u64,
     pub(super) acked: HashSet<(u64, u16)>,
     pub(super) settled: HashSet<u64>,
+    /// When the last piece of each open frame left by multicast for the first time, and how long after that the others settled.
+    left: HashMap<u64, Time>,
+    pub(super) settled_after: Vec<Duration>,
     /// Those no longer waited for: they leave their groups.
     pub(super) expelled: Vec<(u16, Expulsion)>,
 }
@@ -207,6 +223,8 @@ impl World {
             keys: HashMap::new(),
             events: BTreeMap::new(),
             serial: 0,
+            hold: Hold::Nothing,
+            held_until: Time::ZERO,
             link_until: Time::ZERO,
             bodies: HashMap::new(),
             multicast: HashMap::new(),
@@ -218,6 +236,8 @@ impl World {
             dropped: 0,
             acked: HashSet::new(),
             settled: HashSet::new(),
+            left: HashMap::new(),
+            settled_after: Vec::new(),
             expelled: Vec::new(),
         }
     }
@@ -263,13 +283,20 @@ impl World {
     }
 
     fn drive(&mut self) {
-        while let Some(transmit) = self.sender.poll_transmit(self.now) {
+        while self.held_until <= self.now
+            && let Some(transmit) = self.sender.poll_transmit(self.now)
+        {
             self.transmit(&transmit);
+            self.hold(transmit.sealed_bytes());
         }
         while let Some(event) = self.sender.poll_event() {
             match event {
                 SenderEvent::Acked { frame, target } => assert!(self.acked.insert((frame, target))),
-                SenderEvent::Settled { frame } => assert!(self.settled.insert(frame)),
+                SenderEvent::Settled { frame } => {
+                    assert!(self.settled.insert(frame));
+                    let left = self.left.remove(&frame);
+                    self.settled_after.extend(left.map(|left| self.now.since(left)));
+                }
                 SenderEvent::Announce { target, spans } => {
                     self.after(self.net.delay, Event::Announce(target, spans));
                 }
@@ -305,8 +332,9 @@ impl World {
         let timeouts =
             hosts.filter_map(|host| Some(host.receiver.poll_timeout()?.max(host.runs_at(self.now))));
         let event = self.events.keys().next().map(|(at, _)| *at);
-        let next =
-            timeouts.chain(self.sender.poll_timeout()).chain(event).min().expect("something is to come");
+        let held = Some(self.held_until).filter(|at| *at > self.now);
+        let source = self.sender.poll_timeout().map(|at| at.max(self.held_until));
+        let next = timeouts.chain(source).chain(held).chain(event).min().expect("something is to come");
         self.now = next.max(self.now + Duration::from_micros(1));
         while let Some(entry) = self.events.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let event = entry.remove();
@@ -317,6 +345,23 @@ impl World {
     fn after(&mut self, span: Duration, event: Event) {
         self.serial += 1;
         self.events.insert((self.now + span, self.serial), event);
+    }
+
+    /// The source has sent so many bytes.
+    fn hold(&mut self, bytes: usize) {
+        match self.hold {
+            Hold::Nothing => {}
+            Hold::Processor(rate) => {
+                self.held_until = self.now + Duration::from_micros(bytes as u64 * 1_000_000 / rate);
+            }
+            Hold::Socket(room) => {
+                let drained = Duration::from_micros(room * 1_000_000 / self.net.rate);
+                if self.link_until.since(self.now) > drained {
+                    self.held_until = self.now + (self.link_until.since(self.now) - drained);
+                    self.sender.waited();
+                }
+            }
+        }
     }
 
     fn transmit(&mut self, transmit: &Transmit) {
@@ -345,7 +390,11 @@ impl World {
                 for (piece, index) in pieces.into_iter().zip(transmit.indices()) {
                     let losers = whole.clone().unwrap_or_else(|| self.who_loses());
                     if !transmit.is_parity() {
-                        *self.multicast.entry((transmit.frame, index)).or_default() += 1;
+                        let times = self.multicast.entry((transmit.frame, index)).or_default();
+                        *times += 1;
+                        if *times == 1 {
+                            self.left.insert(transmit.frame, self.now);
+                        }
                     }
                     self.multicast_datagram(*set, &piece, &losers);
                 }
