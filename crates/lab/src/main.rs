@@ -223,6 +223,9 @@ struct TransportArguments {
     /// What each link carries, Mbit/s; rivals keep as far below it
     #[arg(long, value_name = "MBIT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=100_000))]
     link: u64,
+    /// MTU of each link, in bytes; uftp's blocks grow with it, udpcast's are never longer than 1456
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(1000..=9000))]
+    mtu: u16,
     /// Answer losses by the pieces themselves only
     #[arg(long)]
     without_parity: bool,
@@ -331,6 +334,7 @@ fn main() -> ExitCode {
                 rivals: arguments.rivals,
                 bandwidth: arguments.bandwidth.map(|mbit| mbit * 1_000_000 / 8),
                 link_mbit: arguments.link,
+                mtu: arguments.mtu,
                 parity: !arguments.without_parity,
             };
             ended(state::clean_up_on_signals().and_then(|()| transport::run(&options)))

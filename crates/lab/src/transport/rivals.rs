@@ -14,12 +14,14 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::scenario::TARGETS;
+use super::scenario::{Options, TARGETS};
 use crate::host::{Host, Lab};
 
 const LOOK: Duration = Duration::from_millis(2);
 /// Above this the link carries data, not farewells.
 const DATA_BYTES_PER_S: f64 = 2e6;
+/// What uftp's manual has its blocks be shorter than a packet, in bytes.
+const UFTP_HEADERS_BYTES: u16 = 100;
 const WINDOW: Duration = Duration::from_millis(100);
 const END_MAX: Duration = Duration::from_secs(90);
 
@@ -144,11 +146,12 @@ impl Rival {
     }
 
     /// Sends the material with each setting in turn.
-    pub(super) fn run(self, lab: &Lab, material: &Material, link_mbit: u64) -> Result<Vec<RivalRun>> {
-        self.settings(link_mbit).iter().map(|options| self.run_with(lab, material, options)).collect()
+    pub(super) fn run(self, lab: &Lab, material: &Material, on: &Options) -> Result<Vec<RivalRun>> {
+        let settings = self.settings(on.link_mbit);
+        settings.iter().map(|options| self.run_with(lab, material, options, on.mtu)).collect()
     }
 
-    fn run_with(self, lab: &Lab, material: &Material, options: &str) -> Result<RivalRun> {
+    fn run_with(self, lab: &Lab, material: &Material, options: &str, mtu: u16) -> Result<RivalRun> {
         let before = lab.network.sent_bytes(&lab.source.link)?;
         let mut receivers = Vec::new();
         for host in &lab.targets[..TARGETS] {
@@ -183,6 +186,7 @@ impl Rival {
         thread::sleep(Duration::from_millis(500));
         let file = material.file.to_str().context("a path in UTF-8")?;
         let count = TARGETS.to_string();
+        let block = (mtu - UFTP_HEADERS_BYTES).to_string();
         let options_list = options.split_ascii_whitespace();
         let mut sender = match self {
             Self::Udpcast => {
@@ -192,7 +196,7 @@ impl Rival {
                 start(&lab.source, "udp-sender", &arguments, &material.directory)?
             }
             Self::Uftp => {
-                let mut arguments = vec!["-I", "eth0", "-B", "104857600", "-b", "1400", "-r", "0.05:0.01:1"];
+                let mut arguments = vec!["-I", "eth0", "-B", "104857600", "-b", &block, "-r", "0.05:0.01:1"];
                 arguments.extend(options_list.chain([file]));
                 start(&lab.source, "uftp", &arguments, &material.directory)?
             }

@@ -64,6 +64,8 @@ pub struct Options {
     pub bandwidth: Option<u64>,
     /// What each link carries, in Mbit/s.
     pub link_mbit: u64,
+    /// Of each link, in bytes.
+    pub mtu: u16,
     /// Losses may be answered by parity.
     pub parity: bool,
     /// To be compared with, in the scenarios of loss.
@@ -89,6 +91,7 @@ pub(super) struct Run {
 pub fn run(options: &Options) -> Result<bool> {
     // One more, for traffic that is not ours.
     let lab = Lab::new(TARGETS + 1, &format!("{}mbit", options.link_mbit))?;
+    lab.hosts().try_for_each(|host| lab.network.set_mtu(&host.link, options.mtu.into()))?;
     let progress = Progress::default();
     let (mut runs, mut rival_runs) = (Vec::new(), Vec::new());
     let material = rivals::Material::new(if options.rivals.is_empty() { 0 } else { options.bytes })?;
@@ -98,7 +101,7 @@ pub fn run(options: &Options) -> Result<bool> {
         if matches!(scenario, Scenario::Loss0 | Scenario::Loss1 | Scenario::Loss5) {
             for rival in &options.rivals {
                 progress.step(&format!("{scenario:?} {rival:?}"));
-                rival_runs.push((*scenario, rival.run(&lab, &material, options.link_mbit)?));
+                rival_runs.push((*scenario, rival.run(&lab, &material, options)?));
             }
         }
     }
@@ -116,7 +119,7 @@ fn run_one(lab: &Lab, scenario: Scenario, options: &Options) -> Result<Run> {
     let mbit = options.link_mbit / if scenario == Scenario::Slow { SLOW_PART } else { 1 };
     lab.network.set_rate(slow, &format!("{mbit}mbit"))?;
     let mut task = task(lab, TARGETS, options.bytes);
-    (task.bandwidth, task.parity) = (options.bandwidth, options.parity);
+    (task.bandwidth, task.parity, task.mtu) = (options.bandwidth, options.parity, options.mtu.into());
     let flow = match scenario {
         Scenario::Tcp => Some(TcpFlow::start(&lab.source, &lab.targets[0])?),
         Scenario::TcpCross => Some(TcpFlow::start(&lab.targets[TARGETS], &lab.targets[0])?),
