@@ -16,7 +16,7 @@ const LATE_SMOOTHING: f32 = 0.005;
 /// A sample covers at least this, and as many datagrams or the longer span.
 const SAMPLE_SPAN_MIN: Duration = Duration::from_millis(25);
 const SAMPLE_SPAN_LONG: Duration = Duration::from_millis(250);
-const SAMPLE_DATAGRAMS: u64 = 500;
+const SAMPLE_DATAGRAMS: u64 = 200;
 /// What headers add to a piece on the link, at most: those of TCP over IPv6 in full packets of 1514 bytes. Datagrams have less, and so has what the
 /// kernel joins before it counts: others are taken for a little less than they are then, never for more.
 const HEADERS: f64 = 1.06;
