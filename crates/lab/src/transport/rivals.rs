@@ -20,8 +20,9 @@ use crate::host::{Host, Lab};
 const LOOK: Duration = Duration::from_millis(2);
 /// Above this the link carries data, not farewells.
 const DATA_BYTES_PER_S: f64 = 2e6;
-/// What uftp's manual has its blocks be shorter than a packet, in bytes.
+/// What uftp's manual has its blocks be shorter than a packet, and the longest that it takes, in bytes.
 const UFTP_HEADERS_BYTES: u16 = 100;
+const UFTP_BLOCK_BYTES_MAX: u16 = 8800;
 const WINDOW: Duration = Duration::from_millis(100);
 const END_MAX: Duration = Duration::from_secs(90);
 
@@ -186,7 +187,7 @@ impl Rival {
         thread::sleep(Duration::from_millis(500));
         let file = material.file.to_str().context("a path in UTF-8")?;
         let count = TARGETS.to_string();
-        let block = (mtu - UFTP_HEADERS_BYTES).to_string();
+        let block = (mtu - UFTP_HEADERS_BYTES).min(UFTP_BLOCK_BYTES_MAX).to_string();
         let options_list = options.split_ascii_whitespace();
         let mut sender = match self {
             Self::Udpcast => {
