@@ -22,6 +22,8 @@ use super::{Bodies, SET, SourceResult, Task, control, cpu_seconds, own_set};
 const LOOK_UP: Duration = Duration::from_millis(5);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 const PROBE_MAX: Duration = Duration::from_secs(5);
+/// Frames that are made at a time, as many as the product encodes at once: what is ready leaves meanwhile.
+const PUSHES_MAX: usize = 16;
 /// A run that takes longer has failed.
 const END_MAX: Duration = Duration::from_secs(300);
 
@@ -145,7 +147,10 @@ impl Source<'_> {
         let cpu = cpu_seconds()?;
         self.start = Instant::now();
         while next < frames || !self.sender.is_idle() {
-            while next < frames && self.sender.window_free() >= self.task.body_bytes {
+            for _ in 0..PUSHES_MAX {
+                if next == frames || self.sender.window_free() < self.task.body_bytes {
+                    break;
+                }
                 self.sender.push(next, SET, bodies.body(next).into());
                 next += 1;
             }
