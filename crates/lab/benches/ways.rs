@@ -114,6 +114,7 @@ fn boot(guests: usize, memory_mib: u32) -> anyhow::Result<Stopped> {
         vmscatter: PathBuf::new(),
         target_vmscatter: None,
         rekey_mib: None,
+        igmp_version: 2,
     };
     let session = Session::boot(&settings, &Assets::prepare()?, &progress)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

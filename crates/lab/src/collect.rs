@@ -85,6 +85,7 @@ pub fn run(options: &CollectOptions) -> Result<String> {
         vmscatter: options.vmscatter.clone(),
         target_vmscatter: None,
         rekey_mib: None,
+        igmp_version: 2,
     };
     let agents = Agents::start(&lab, &settings)?;
     let scans = options.percents.iter().map(|percent| Disturbance::Scan(*percent));

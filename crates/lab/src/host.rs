@@ -56,21 +56,32 @@ pub struct Lab {
 impl Lab {
     /// A lab with `targets` target hosts, each link of `rate` in tc's notation. What dead labs left is removed first.
     pub fn new(targets: usize, rate: &str) -> Result<Self> {
+        Self::with_igmp(targets, rate, 2)
+    }
+
+    /// The same with a switch that asks for groups in this version of IGMP: in 3 it keeps sources apart.
+    pub fn with_igmp(targets: usize, rate: &str, igmp: u8) -> Result<Self> {
         ensure!((1..MAX_HOSTS).contains(&targets), "a lab has 1 to {} target hosts", MAX_HOSTS - 1);
         // A test that panicked with its lab has also removed it.
         let only = ONE_LAB.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let directory = state::claim()?;
         // From here on whatever fails must be undone.
-        let built = Self::build(targets, rate, directory, only);
+        let built = Self::build(targets, rate, igmp, directory, only);
         if built.is_err() {
             state::remove(process::id());
         }
         built
     }
 
-    fn build(targets: usize, rate: &str, directory: PathBuf, only: MutexGuard<'static, ()>) -> Result<Self> {
+    fn build(
+        targets: usize,
+        rate: &str,
+        igmp: u8,
+        directory: PathBuf,
+        only: MutexGuard<'static, ()>,
+    ) -> Result<Self> {
         state::disable_autogroup();
-        let network = Network::create(&state::prefix(process::id()), rate)?;
+        let network = Network::create(&state::prefix(process::id()), rate, igmp)?;
         let source = make_host(&network, &directory, "source".to_owned(), 0)?;
         let targets =
             (1..=targets).map(|index| make_host(&network, &directory, format!("host{index}"), index));

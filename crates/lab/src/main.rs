@@ -464,6 +464,7 @@ impl DemoArguments {
             vmscatter,
             target_vmscatter: None,
             rekey_mib: None,
+            igmp_version: 2,
         };
         let report = demo::run(&DemoOptions { settings, modes: self.modes, json: self.json })?;
         print!("{}", report.to_text());
@@ -491,6 +492,7 @@ impl PredictArguments {
             vmscatter,
             target_vmscatter: None,
             rekey_mib: None,
+            igmp_version: 2,
         };
         let (modes, bandwidth, first, json) = (self.modes, self.bandwidth, self.first, self.json);
         predict::run(&PredictOptions { settings, modes, bandwidth, first, json })
@@ -511,6 +513,7 @@ fn test_settings(accel: AccelChoice, compare_ram: bool, vmscatter: PathBuf) -> R
         vmscatter,
         target_vmscatter: None,
         rekey_mib: None,
+        igmp_version: 2,
     })
 }
 
@@ -553,6 +556,7 @@ impl GroupsArguments {
             vmscatter,
             target_vmscatter: None,
             rekey_mib: None,
+            igmp_version: 2,
         };
         let way = |groups: &u16, unsorted| Way { groups: usize::from(*groups), unsorted };
         // With fewest groups the order matters most.

@@ -124,8 +124,9 @@ pub struct Network {
 }
 
 impl Network {
-    /// A switch without hosts. Names begin with `prefix`; `rate` is in tc's notation (`1gbit`).
-    pub fn create(prefix: &str, rate: &str) -> Result<Self> {
+    /// A switch without hosts. Names begin with `prefix`; `rate` is in tc's notation (`1gbit`), and
+    /// `igmp` the version in which it asks for groups from the start: a host that has heard an older one keeps to that for minutes.
+    pub fn create(prefix: &str, rate: &str, igmp: u8) -> Result<Self> {
         let switch = Namespace::create(format!("{prefix}sw"))?;
         let network = Self { prefix: prefix.to_owned(), switch, rate: rate.to_owned() };
         let ns = network.switch.name();
@@ -135,6 +136,8 @@ impl Network {
                       mcast_startup_query_interval 100";
         let timing: Vec<&str> = timing.split_ascii_whitespace().collect();
         run("ip", &[&["-n", ns, "link", "add", "br0", "type", "bridge"], &timing[..]].concat())?;
+        let igmp = igmp.to_string();
+        run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_igmp_version", &igmp])?;
         run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_querier", "1"])?;
         run("ip", &["-n", ns, "link", "set", "br0", "up"])?;
         Ok(network)

@@ -115,6 +115,8 @@ pub struct Settings {
     pub target_vmscatter: Option<PathBuf>,
     /// Streams get a new key after so much, instead of very late.
     pub rekey_mib: Option<u64>,
+    /// What the switch asks hosts in: 2 or, with sources, 3.
+    pub igmp_version: u8,
 }
 
 /// One flipped bit in one guest.
@@ -192,7 +194,7 @@ impl Start {
 impl Session {
     /// Lays out the lab, boots all guests on its source host, and makes sure that their load is what is promised.
     pub fn boot(settings: &Settings, assets: &Assets, progress: &Progress) -> Result<Self> {
-        let mut lab = Lab::new(settings.hosts, &settings.rate)?;
+        let mut lab = Lab::with_igmp(settings.hosts, &settings.rate, settings.igmp_version)?;
         lab.source.qemu = settings.programs.source.clone();
         lab.targets.iter_mut().for_each(|host| host.qemu = settings.programs.target.clone());
         let mut session = Self { guests: Vec::new(), lab, placement: None };

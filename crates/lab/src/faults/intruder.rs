@@ -132,7 +132,7 @@ fn intrude(
 }
 
 /// Groups that the process listens to, in its own namespace.
-fn groups_of(process: Pid) -> Vec<SocketAddrV4> {
+pub(super) fn groups_of(process: Pid) -> Vec<SocketAddrV4> {
     let table = fs::read_to_string(format!("/proc/{process}/net/udp")).unwrap_or_default();
     let local = |line: &str| {
         let (addr, port) = line.split_whitespace().nth(1)?.split_once(':')?;

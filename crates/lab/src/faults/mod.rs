@@ -10,6 +10,7 @@ pub mod kill;
 mod late_twin;
 mod neighbours;
 mod scenarios;
+mod source_specific;
 
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub enum Scenario {
     RelayIsSlow,
     /// A host that is in nobody's set listens, plays again and forges.
     Intruder,
+    /// The switch knows sources (IGMPv3), and a host that is not the session's sends to its groups.
+    SourceSpecific,
     /// Nothing is moved: `doctor` finds what is wrong, and nothing else.
     Doctor,
     /// Ctrl-C while guests are on their way; then all are moved after all.
@@ -81,7 +84,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Paused,
         Self::Loss,
         Self::Ipv6,
@@ -96,6 +99,7 @@ impl Scenario {
         Self::RelayIsCut,
         Self::RelayIsSlow,
         Self::Intruder,
+        Self::SourceSpecific,
         Self::Doctor,
         Self::Cancel,
         Self::TargetDies,
@@ -130,6 +134,7 @@ impl Scenario {
             Self::RelayIsCut => "relay-is-cut",
             Self::RelayIsSlow => "relay-is-slow",
             Self::Intruder => "intruder",
+            Self::SourceSpecific => "source-specific",
             Self::Doctor => "doctor",
             Self::Cancel => "cancel",
             Self::TargetDies => "target-dies",
@@ -165,6 +170,7 @@ impl Scenario {
             Self::RelayIsCut => scenarios::relay_is_cut(bench),
             Self::RelayIsSlow => scenarios::relay_is_slow(bench),
             Self::Intruder => intruder::play(bench),
+            Self::SourceSpecific => source_specific::play(bench),
             Self::Doctor => scenarios::doctor(bench),
             Self::Cancel => scenarios::cancel(bench),
             Self::TargetDies => scenarios::target_dies(bench),
@@ -187,6 +193,7 @@ impl Scenario {
             Self::Busy | Self::BusyMayStand => {
                 settings.guest.first_dirty_kib_per_s = Some(busy::DIRTY_KIB_PER_S);
             }
+            Self::SourceSpecific => settings.igmp_version = 3,
             Self::Neighbour(_) => settings = Fault::settings(&settings),
             _ => {}
         }

@@ -121,6 +121,7 @@ pub fn run(options: &Options, accel: Accel, vmscatter: PathBuf) -> Result<Report
             vmscatter: vmscatter.clone(),
             target_vmscatter: None,
             rekey_mib: None,
+            igmp_version: 2,
         };
         let done = run_workload(workload, options, &settings, &assets, &progress);
         report.workloads.push(done.with_context(|| workload.name())?);
