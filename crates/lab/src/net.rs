@@ -132,12 +132,12 @@ impl Network {
         let ns = network.switch.name();
         // Snooping without a querier floods every port, and a querier trusts what it has learnt only once a response
         // interval (10 s by default; here 0.2 s, before the querier is on) has passed. Times are in hundredths.
-        let timing = "mcast_snooping 1 mcast_query_response_interval 20 mcast_query_interval 500 \
-                      mcast_startup_query_interval 100";
-        let timing: Vec<&str> = timing.split_ascii_whitespace().collect();
-        run("ip", &[&["-n", ns, "link", "add", "br0", "type", "bridge"], &timing[..]].concat())?;
-        let igmp = igmp.to_string();
-        run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_igmp_version", &igmp])?;
+        let snooping = format!(
+            "mcast_snooping 1 mcast_query_response_interval 20 mcast_query_interval 500 \
+             mcast_startup_query_interval 100 mcast_igmp_version {igmp}"
+        );
+        let snooping: Vec<&str> = snooping.split_ascii_whitespace().collect();
+        run("ip", &[&["-n", ns, "link", "add", "br0", "type", "bridge"], &snooping[..]].concat())?;
         run("ip", &["-n", ns, "link", "set", "br0", "type", "bridge", "mcast_querier", "1"])?;
         run("ip", &["-n", ns, "link", "set", "br0", "up"])?;
         Ok(network)

@@ -113,6 +113,22 @@ impl<'a> Bench<'a> {
         self.migrate_some(&Vec::from_iter(0..self.session.guests.len()), options)
     }
 
+    /// The same to its end, with `work` beside it, which is told by the flag that it is over.
+    pub(super) fn migrate_beside<T: Send>(
+        &self,
+        options: &[&str],
+        within: Duration,
+        work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    ) -> Result<(Ended, T)> {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let work = scope.spawn(|| work(&stop));
+            let ended = self.migrate(options).and_then(|running| running.end(within));
+            stop.store(true, Ordering::Relaxed);
+            Ok((ended?, work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?))
+        })
+    }
+
     /// Runs `vmscatter doctor` for all targets: its exit code, and of each check the host, what was looked at, and the verdict.
     pub(super) fn doctor(&self) -> Result<(Option<i32>, Vec<[String; 3]>)> {
         let run = |json: bool| {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::bench::{Bench, Ended};
+use super::scenarios::all_moved;
 
 /// What the first guest rewrites: 8 MiB, some three times a second.
 pub(super) const DIRTY_KIB_PER_S: u32 = 24 * 1024;
@@ -70,8 +71,7 @@ pub(super) fn gives_up_or_throttles(bench: &mut Bench<'_>) -> Result<()> {
 /// It may stand for as long as its rewritten area takes, and does not stand for longer.
 pub(super) fn may_stand(bench: &mut Bench<'_>) -> Result<()> {
     let ended = bench.migrate(&[&NARROW[..], &["--max-downtime", "6s"]].concat())?.end(END)?;
-    ended.exited(&[0])?;
-    (0..bench.session.guests.len()).try_for_each(|index| bench.moved(&ended, index))?;
+    all_moved(bench, &ended)?;
     let line = ended.line("vm1: running")?;
     let downtime = line.split_once("downtime ").and_then(|(_, rest)| rest.split_once(" ms"));
     let downtime: f64 = downtime.with_context(|| line.to_owned())?.0.parse()?;

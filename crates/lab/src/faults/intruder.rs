@@ -18,6 +18,7 @@ use vmscatter::agent::host::Interface;
 use vmscatter::net::udp::{GroupReceivers, PieceBatch};
 
 use super::bench::Bench;
+use super::scenarios::all_moved;
 use crate::host::Host;
 use crate::net::Namespace;
 use crate::scatter::{DATA_PORT, socket};
@@ -52,15 +53,9 @@ pub(super) fn play(bench: &mut Bench<'_>) -> Result<()> {
     let (own, source) = (intruder.link.address, bench.session.lab.source.link.address);
     let targets = [bench.target(0).link.address, bench.target(1).link.address];
     let agents = [bench.agents.pid(1)?, bench.agents.pid(2)?];
-    let stop = AtomicBool::new(false);
-    let (ended, loot) = thread::scope(|scope| -> Result<_> {
-        let work = scope.spawn(|| intrude(intruder, own, source, &agents, &targets, &stop));
-        let ended = bench.migrate(&MODEST).and_then(|running| running.end(QUICK));
-        stop.store(true, Relaxed);
-        Ok((ended?, work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?))
-    })?;
-    ended.exited(&[0])?;
-    (0..bench.session.guests.len()).try_for_each(|index| bench.moved(&ended, index))?;
+    let (ended, loot) = bench
+        .migrate_beside(&MODEST, QUICK, |stop| intrude(intruder, own, source, &agents, &targets, stop))?;
+    all_moved(bench, &ended)?;
     let share = loot.zeros as f64 / loot.bytes.max(1) as f64;
     println!("  {loot:?}, {:.2} % of the bytes zero", share * 100.0);
     ensure!(loot.pieces > 1000 && loot.injected > 200, "it was not there for it: {loot:?}");

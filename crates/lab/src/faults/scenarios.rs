@@ -38,7 +38,8 @@ fn none_left_the_scatter(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-fn all_moved(bench: &Bench<'_>, ended: &Ended) -> Result<()> {
+/// All guests have moved, each to its target.
+pub(super) fn all_moved(bench: &Bench<'_>, ended: &Ended) -> Result<()> {
     ended.exited(&[0])?;
     all(bench).try_for_each(|index| bench.moved(ended, index))
 }

@@ -15,6 +15,7 @@ use vmscatter::net::udp::{GroupReceivers, PieceBatch};
 
 use super::bench::Bench;
 use super::intruder::groups_of;
+use super::scenarios::all_moved;
 use crate::net::{Link, Namespace};
 
 const QUICK: Duration = Duration::from_secs(60);
@@ -45,16 +46,10 @@ pub(super) fn play(bench: &mut Bench<'_>) -> Result<()> {
         target.namespace.nft(&counters(stranger.address, lab.source.link.address))?;
     }
     let agents = [bench.agents.pid(1)?, bench.agents.pid(2)?];
-    let stop = AtomicBool::new(false);
-    let (ended, sent) = thread::scope(|scope| -> Result<_> {
-        let work = scope.spawn(|| disturb(&stranger.namespace, &agents, &stop));
-        let ended = bench.migrate(&MODEST).and_then(|running| running.end(QUICK));
-        stop.store(true, Relaxed);
-        Ok((ended?, work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?))
-    })?;
-    ended.exited(&[0])?;
+    let (ended, sent) =
+        bench.migrate_beside(&MODEST, QUICK, |stop| disturb(&stranger.namespace, &agents, stop))?;
     ended.went_by_multicast()?;
-    (0..bench.session.guests.len()).try_for_each(|index| bench.moved(&ended, index))?;
+    all_moved(bench, &ended)?;
     let arrived = |link: &Link, of: &str| link.namespace.counted_bytes("lab", of);
     for target in targets {
         let (wanted, strange) = (arrived(target, "source")?, arrived(target, "stranger")?);
